@@ -166,6 +166,13 @@ class Activation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gate:
+    """``(n), (n) -> (n)``: ``kind`` of the first times the second."""
+
+    kind: ActivationKind
+
+
+@dataclass(frozen=True, kw_only=True)
 class Add:
     """``(n), (n) -> (n)``."""
 
@@ -175,10 +182,10 @@ class Mul:
     """``(n), (n) -> (n)``."""
 
 
-Op = Embed | RmsNorm | Linear | Slice | Rope | Attention | Activation | Add | Mul
+Op = Embed | RmsNorm | Linear | Slice | Rope | Attention | Activation | Gate | Add | Mul
 
 ARITY = {Embed: 0, RmsNorm: 1, Linear: 1, Slice: 1, Rope: 1, Attention: 3, Activation: 1,
-         Add: 2, Mul: 2}
+         Gate: 2, Add: 2, Mul: 2}
 
 
 @dataclass(frozen=True)
@@ -275,7 +282,7 @@ def _size(node: Node, given: list[int]) -> int:
             return op.heads * op.head_dim
         case Activation():
             return given[0]
-        case Add() | Mul():
+        case Gate() | Add() | Mul():
             _expect(node, "second input", given[1], given[0])
             return given[0]
 

@@ -1,0 +1,361 @@
+"""Emit: turn placed nodes into instructions, and list what memory must hold for them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.compiler.graph import (
+    Activation,
+    ActivationKind,
+    Add,
+    Attention,
+    Embed,
+    FloatMatrix,
+    Gate,
+    Graph,
+    Linear,
+    Matrix,
+    Mul,
+    Node,
+    QuantMatrix,
+    RmsNorm,
+    Rope,
+    Slice,
+    sizes,
+)
+from alula.compiler.place import CodesKey, Placement, param_of, quantized_inputs, table_key
+from alula.compiler.schedule import BARRIER, Item, LoopBlock
+from alula.compiler.sections import Section
+from alula.hw import isa, layout
+from alula.hw.arch import ArchConfig
+from alula.hw.isa import BLOCK, WORD_BYTES, Count, Index
+
+# Address registers. A region's start is in the instruction's offset; registers hold what loops add.
+_NONE, _STREAM, _PARAM, _CACHE, _TOKEN, _LOGITS, _TOP = range(7)
+
+_FUNCTIONS = {ActivationKind.SILU: isa.Function.SILU, ActivationKind.GELU: isa.Function.GELU,
+              ActivationKind.GELU_TANH: isa.Function.GELU_TANH,
+              ActivationKind.RELU: isa.Function.RELU}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that ``LoadRow`` gathers from the control memory."""
+
+    rows: int
+    stride: int  # words
+    format: isa.Format
+    source: Matrix | Rope
+    group: int = 16
+
+
+@dataclass
+class Draft:
+    """A program before its memory map: offsets are relative to their regions."""
+
+    items: list[Item] = field(default_factory=list)
+    streams: list[QuantMatrix] = field(default_factory=list)  # in directory order
+    params: list[NDArray[np.float32]] = field(default_factory=list)
+    param_words: int = 0
+    tables: list[tuple[int, Table]] = field(default_factory=list)  # first word, table
+    table_words: int = 0
+    slot_words: int = 0
+    logits_stride: int = 0
+
+
+def emit(graph: Graph, parts: list[Section], placement: Placement, arch: ArchConfig) -> Draft:
+    """Return the program's instructions as nested loops, without tokens."""
+    return _Emitter(graph, parts, placement, arch).emit()
+
+
+def words(elements: int, width: int = 4) -> int:
+    """Return the memory words that elements of ``width`` bytes take."""
+    return -(-elements * width // WORD_BYTES)
+
+
+class _Emitter:
+    def __init__(self, graph: Graph, parts: list[Section], placement: Placement,
+                 arch: ArchConfig) -> None:
+        self.graph, self.parts, self.placement, self.arch = graph, parts, placement, arch
+        self.lengths = sizes(graph)
+        self.draft = Draft()
+        self.layer_starts = self._layer_starts()
+        self.quantized: set[CodesKey] = set()
+
+    def _layer_starts(self) -> list[int]:
+        """Return the first word of each layer in a cache slot, and at the end the slot's words."""
+        starts = [0]
+        for node in self.graph.of(Attention):
+            assert isinstance(node.op, Attention)
+            starts.append(starts[-1] + layout.layer_words(self.arch.lanes, node.op.kv_heads,
+                                                          node.op.head_dim))
+        return starts
+
+    def emit(self) -> Draft:
+        draft = self.draft
+        draft.slot_words = max(self.layer_starts[-1], 1)
+        draft.logits_stride = words(self.placement.chunk * self.placement.chunks)
+        body: list[Item] = [isa.SetAddress(register=_TOP, value=0)]
+        step: list[Item] = self._rope_tables()
+        for index, part in enumerate(self.parts):
+            step += self._section(index, part)
+        step += [BARRIER, LoopBlock(self._head(), source=Count.HEAD)]
+        step.append(isa.AddAddress(register=_TOP,
+                                   value=words(self.arch.rows * layout.TOP_ROW.itemsize, 1)))
+        draft.items = [isa.ReadStep(register=_NONE, offset=0), BARRIER, *body,
+                       LoopBlock(step, source=Count.REPEATS), BARRIER, isa.End()]
+        return draft
+
+    def _rope_tables(self) -> list[Item]:
+        items: list[Item] = []
+        done: set[str] = set()
+        for node in self.graph.of(Rope):
+            assert isinstance(node.op, Rope)
+            key = table_key(node.op)
+            if key in done:
+                continue
+            done.add(key)
+            size = 2 * _up(node.op.rotary_dim // 2, BLOCK)
+            table = Table(self.graph.positions, words(size), isa.Format.F32, node.op)
+            items.append(isa.LoadRow(
+                register=_NONE, offset=self._table(table), target=self.placement.tables[key],
+                size=size, stride=table.stride, index=Index.POSITION, format=table.format,
+                group_log2=4))
+        return items
+
+    def _table(self, table: Table) -> int:
+        at = self.draft.table_words
+        self.draft.tables.append((at, table))
+        self.draft.table_words += _up(table.rows * table.stride, 4)
+        return at
+
+    def _section(self, index: int, part: Section) -> list[Item]:
+        """Emit a section; register its matrices and parameters, pass by pass."""
+        first_stream, first_param = len(self.draft.streams), self.draft.param_words
+        self.quantized = set()
+        self.streams_used, self.param_used = 0, 0
+        layers = [node.op.layer for node in part.nodes if isinstance(node.op, Attention)]
+        body: list[Item] = []
+        for node in part.nodes:
+            if node.name != self.graph.output:
+                body += self._node(index, node, first_stream, first_param, layers)
+        for source, target in self.placement.copies.get(index, []):
+            block = self.placement.block(target)
+            body.append(isa.Combine(target=block, source=self.placement.block(source), other=block,
+                                    shared=0, size=self.lengths[source],
+                                    function=isa.Elementwise.COPY))
+        self._register(part)
+        if len(part.passes) == 1:
+            return body
+        steps = {_STREAM: self.streams_used, _PARAM: self.param_used,
+                 _CACHE: self._cache_step(part)}
+        used = {register: step for register, step in steps.items() if step}
+        zero: list[Item] = [isa.SetAddress(register=r, value=0) for r in used]
+        more: list[Item] = [isa.AddAddress(register=r, value=step) for r, step in used.items()]
+        return [*zero, LoopBlock([*body, *more], count=len(part.passes)), *zero]
+
+    def _cache_step(self, part: Section) -> int:
+        first, second = ([node.op.layer for node in nodes if isinstance(node.op, Attention)]
+                         for nodes in part.passes[:2])
+        return self.layer_starts[second[0]] - self.layer_starts[first[0]] if first else 0
+
+    def _register(self, part: Section) -> None:
+        for nodes in part.passes:
+            for node in nodes:
+                if node.name == self.graph.output:
+                    continue
+                if isinstance(node.op, Linear):
+                    self.draft.streams.append(_quantized(node.op.weight))
+                vector = param_of(node)
+                if vector is not None:
+                    self._param(vector)
+
+    def _param(self, vector: NDArray[np.float32]) -> None:
+        padded = np.zeros(words(vector.size) * WORD_BYTES // 4, np.float32)
+        padded[:vector.size] = vector
+        self.draft.params.append(padded)
+        self.draft.param_words += words(vector.size)
+
+    def _node(self, index: int, node: Node, first_stream: int, first_param: int,
+              layers: list[int]) -> list[Item]:
+        """Emit one operation; its parameter and stream are the section's next."""
+        place, op = self.placement, node.op
+        items = self._quantize(index, node)
+        target = place.block(node.name) if not isinstance(op, Slice) else 0
+        source = [place.block(name) for name in node.inputs]
+        size = self.lengths[node.name]
+        vector = param_of(node)
+        if vector is not None:
+            items.append(isa.LoadParams(register=_PARAM, offset=first_param + self.param_used,
+                                        target=place.params[node.name], size=vector.size))
+            self.param_used += words(vector.size)
+        match op:
+            case Embed():
+                items.append(self._embed(op, target))
+            case RmsNorm():
+                items.append(isa.RmsNorm(
+                    target=target, source=source[0], gamma=place.params[node.name],
+                    size=size // op.heads, parts=op.heads, eps=op.eps))
+            case Linear():
+                items += self._linear(index, node, target, first_stream + self.streams_used)
+                self.streams_used += 1
+            case Rope():
+                items.append(isa.Rotate(
+                    target=target, source=source[0], cos=place.tables[table_key(op)],
+                    heads=op.heads, head_dim=op.head_dim, rotary_dim=op.rotary_dim,
+                    interleaved=int(op.interleaved)))
+            case Attention():
+                items += self._attention(index, node, target, self.layer_starts[layers[0]])
+            case Activation() | Gate():
+                items.append(isa.Activate(
+                    target=target, source=source[0], other=source[-1],
+                    gated=int(isinstance(op, Gate)), size=size, function=_FUNCTIONS[op.kind]))
+            case Add() | Mul():
+                function = isa.Elementwise.ADD if isinstance(op, Add) else isa.Elementwise.MUL
+                items.append(isa.Combine(target=target, source=source[0], other=source[1],
+                                         shared=0, size=size, function=function))
+        return items
+
+    def _codes(self, index: int, value: str, group: int) -> int:
+        return self.placement.codes[CodesKey(value, group, index)]
+
+    def _quantize(self, index: int, node: Node) -> list[Item]:
+        """Quantize the inputs that no earlier operation of the section did."""
+        items: list[Item] = []
+        for position, (value, group) in enumerate(quantized_inputs(node)):
+            key = CodesKey(value, group, index)
+            if key in self.quantized:
+                continue
+            self.quantized.add(key)
+            scale = 1.0
+            if isinstance(node.op, Attention) and position == 0:
+                scale = float(np.float32(node.op.scale * math.log2(math.e)))
+            items.append(isa.Quantize(target=self.placement.codes[key],
+                                      source=self.placement.block(value),
+                                      size=self.lengths[value], group=group, scale=scale))
+        return items
+
+    def _embed(self, op: Embed, target: int) -> isa.LoadRow:
+        table = _embedding(op.table)
+        return isa.LoadRow(register=_NONE, offset=self._table(table), target=target,
+                           size=op.table.cols, stride=table.stride, index=Index.TOKEN,
+                           format=table.format, group_log2=table.group.bit_length() - 1)
+
+    def _linear(self, index: int, node: Node, target: int, stream: int) -> list[Item]:
+        assert isinstance(node.op, Linear)
+        weight = _quantized(node.op.weight)
+        items: list[Item] = [
+            isa.LoadStream(register=_STREAM, offset=stream),
+            isa.Linear(target=target, source=self._codes(index, node.inputs[0], weight.group),
+                       outputs=weight.rows, inputs=weight.cols,
+                       group_log2=weight.group.bit_length() - 1)]
+        if node.op.bias is not None:
+            items.append(self._bias(node, target, weight.rows))
+        return items
+
+    def _bias(self, node: Node, target: int, size: int) -> isa.Combine:
+        return isa.Combine(target=target, source=target, other=self.placement.params[node.name],
+                           shared=1, size=size, function=isa.Elementwise.ADD)
+
+    def _attention(self, index: int, node: Node, target: int, first: int) -> list[Item]:
+        op = node.op
+        assert isinstance(op, Attention)
+        query, key, value = (self._codes(index, name, op.head_dim) for name in node.inputs)
+        offset = self.layer_starts[op.layer]
+        heads = {"kv_heads": op.kv_heads, "head_dim": op.head_dim}
+        return [
+            isa.StoreKeyValue(register=_CACHE, offset=offset, key=key, value=value, **heads),
+            isa.LoadPages(register=_CACHE, offset=offset, window=op.window, **heads),
+            isa.Attend(target=target, query=query, key=key, value=value, heads=op.heads,
+                       window=op.window, **heads)]
+
+    def _head(self) -> list[Item]:
+        """Emit the logits, chunk by chunk, and the best of them."""
+        place, graph = self.placement, self.graph
+        node = next(node for node in graph.nodes if node.name == graph.output)
+        assert isinstance(node.op, Linear)
+        weight = _quantized(node.op.weight)
+        index = len(self.parts) - 1
+        first = len(self.draft.streams)
+        self.draft.streams += [_rows(weight, at * place.chunk, place.chunk)
+                               for at in range(place.chunks)]
+        block, size = place.chunk_block, place.chunk
+        registers = {_STREAM: 1, _TOKEN: size, _LOGITS: words(size)}
+        chunk: list[Item] = [
+            isa.LoadStream(register=_STREAM, offset=first),
+            isa.Linear(target=block, source=self._codes(index, node.inputs[0], weight.group),
+                       outputs=size, inputs=weight.cols,
+                       group_log2=weight.group.bit_length() - 1)]
+        if node.op.bias is not None:
+            registers[_PARAM] = words(size)
+            chunk.insert(0, isa.LoadParams(register=_PARAM, offset=self.draft.param_words,
+                                           target=place.params[node.name], size=size))
+            chunk.append(self._bias(node, block, size))
+            padded = np.zeros(place.chunks * size, np.float32)
+            padded[:node.op.bias.size] = node.op.bias
+            self._param(padded)
+        chunk += [
+            isa.SelectTop(source=block, size=size, register=_TOKEN, offset=0, limit=graph.vocab,
+                          clear=0),
+            isa.StoreRow(register=_LOGITS, offset=0, source=block, size=size,
+                         stride=self.draft.logits_stride)]
+        zero: list[Item] = [isa.SetAddress(register=r, value=0) for r in registers]
+        more: list[Item] = [isa.AddAddress(register=r, value=v) for r, v in registers.items()]
+        clear = isa.SelectTop(source=block, size=0, register=_NONE, offset=0, limit=0, clear=1)
+        return [*self._quantize(index, node), clear, *zero,
+                LoopBlock([*chunk, *more], count=place.chunks), *zero,
+                isa.StoreTop(register=_TOP, offset=0), isa.Advance(), BARRIER]
+
+
+def _up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _quantized(matrix: Matrix) -> QuantMatrix:
+    assert isinstance(matrix, QuantMatrix), f"{matrix.name} was not quantized"
+    return matrix
+
+
+def _rows(matrix: QuantMatrix, start: int, count: int) -> QuantMatrix:
+    """Return some rows of a matrix, as many as there are of those."""
+    count = min(count, matrix.rows - start)
+    return replace(matrix, name=f"{matrix.name}[{start}:{start + count}]", rows=count,
+                   read=lambda a, b: matrix.read(start + a, start + b))
+
+
+_EMBED_ROWS = 4096  # rows looked at together
+
+
+def _embedding(table: Matrix) -> Table:
+    """Choose how embedding rows are stored: the smallest form that keeps every value."""
+    spans = [(at, min(at + _EMBED_ROWS, table.rows)) for at in range(0, table.rows, _EMBED_ROWS)]
+    if isinstance(table, QuantMatrix):
+        kind = {4: isa.Format.Q4, 8: isa.Format.Q8}.get(table.bits)
+        plain = table.cols % table.group == 0 and all(
+            (table.read(*span).zero_points == 1 << (table.bits - 1)).all() for span in spans)
+        if kind is not None and plain:
+            row = words(table.groups) * WORD_BYTES + table.cols * table.bits // 8
+            return Table(table.rows, words(row, 1), kind, table, table.group)
+    elif all(_is_half(table.read(*span)) for span in spans):
+        return Table(table.rows, words(table.cols, 2), isa.Format.F16, table)
+    return Table(table.rows, words(table.cols), isa.Format.F32, table)
+
+
+def _is_half(values: NDArray[np.float32]) -> bool:
+    with np.errstate(over="ignore"):
+        return bool((values.astype(np.float16).astype(np.float32) == values).all())
+
+
+def relocate(instruction: isa.Instruction, starts: dict[type, int]) -> isa.Instruction:
+    """Add the start of the region an instruction addresses; ``starts`` is in bytes."""
+    start = starts.get(type(instruction))
+    if start is None:
+        return instruction
+    return replace(instruction,
+                   offset=instruction.offset + start // WORD_BYTES)  # type: ignore[attr-defined]
+
+

@@ -1,0 +1,151 @@
+"""Sequences on a device: cache pages, step tables, logits back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.host.device import Device
+from alula.hw import layout
+from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
+
+
+class SessionError(ValueError):
+    """A request that the program has no room for."""
+
+
+class Row(NamedTuple):
+    """One token of a step. ``parent`` is an earlier row of the step that it follows, or -1."""
+
+    sequence: int
+    token: int
+    position: int
+    parent: int = -1
+    wants_logits: bool = False
+    place: int = layout.PLACE_BY_POSITION
+
+
+@dataclass
+class Session:
+    """A device and the sequences whose keys and values it holds.
+
+    ``lengths`` has, for each sequence, the positions that are in the cache.
+    """
+
+    device: Device
+    lengths: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        memory = self.device.program.memory
+        self.pages: dict[int, list[int]] = {}
+        self.free = [list(range(memory.slots))[::-1] for _ in range(PAGE_CLASSES)]
+        self.limit = memory.page_stride * 4 * PAGE_TOKENS
+
+    @property
+    def context(self) -> int:
+        """Most positions that one sequence can have."""
+        return min(self.limit, self.device.program.model.positions)
+
+    def open(self) -> int:
+        """Return a new, empty sequence."""
+        used = set(self.lengths)
+        limit = self.device.program.memory.sequences
+        for sequence in range(limit):
+            if sequence not in used:
+                self.lengths[sequence], self.pages[sequence] = 0, []
+                return sequence
+        raise SessionError(f"at most {limit} sequences must be open at a time; close one, or "
+                           "compile with a larger --sequences")
+
+    def close(self, sequence: int) -> None:
+        """Forget a sequence and free its pages."""
+        del self.lengths[sequence]
+        for page, slot in enumerate(self.pages.pop(sequence)):
+            self.free[page % PAGE_CLASSES].append(slot)
+
+    def reserve(self, sequence: int, length: int) -> None:
+        """Make sure that positions below ``length`` have cache pages."""
+        if length > self.context:
+            raise SessionError(f"a sequence must have at most {self.context} tokens, not {length}; "
+                               "compile with a larger --context")
+        pages, memory = self.pages[sequence], self.device.program.memory
+        first = len(pages)
+        while len(pages) * PAGE_TOKENS < length:
+            free = self.free[len(pages) % PAGE_CLASSES]
+            if not free:
+                raise SessionError("the cache is full; close a sequence, or compile with fewer "
+                                   "--sequences or a smaller --context")
+            pages.append(free.pop())
+        if len(pages) > first:
+            start = memory.pages.start + sequence * memory.page_stride * 16 + 4 * first
+            self.device.write(start, np.array(pages[first:], "<u4").tobytes())
+
+    def step(self, rows: Sequence[Row], repeats: int = 1) -> None:
+        """Run one step over some rows; raise if a sequence's row would have no place."""
+        program = self.device.program
+        if not 1 <= len(rows) <= program.arch.rows:
+            raise SessionError(f"a step must have from 1 to {program.arch.rows} rows, "
+                               f"not {len(rows)}")
+        if not 1 <= repeats <= program.memory.repeats:
+            raise SessionError(f"repeats must be from 1 to {program.memory.repeats}, "
+                               f"not {repeats}")
+        for row in rows:
+            if not 0 <= row.token < program.model.vocab:
+                raise SessionError(f"a token must be below {program.model.vocab}, not {row.token}")
+            self.reserve(row.sequence, row.position + repeats)
+        self.device.write(program.memory.step.start, self._table(rows, repeats))
+        self.device.step()
+        for row in rows:
+            self.lengths[row.sequence] = max(self.lengths[row.sequence], row.position + repeats)
+
+    def _table(self, rows: Sequence[Row], repeats: int) -> bytes:
+        memory = self.device.program.memory
+        header = np.zeros((), layout.STEP_HEADER)
+        header["rows"], header["repeats"] = len(rows), repeats
+        header["head"] = any(row.wants_logits for row in rows) or repeats > 1
+        header["page_stride"], header["slot_words"] = memory.page_stride, memory.slot_words
+        header["slots"] = memory.slots
+        table = np.zeros(len(rows), layout.STEP_ROW)
+        for at, row in enumerate(rows):
+            flags = layout.WANTS_LOGITS if row.wants_logits else 0
+            table[at] = (row.token, row.position, row.sequence, row.parent, row.place, flags, 0)
+        return header.tobytes() + table.tobytes()
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Return a row's logits, ``(vocab,)``, of the last step; it must have wanted them."""
+        program = self.device.program
+        start = program.memory.logits.start + row * program.memory.logits_stride * 16
+        return self.device.read(start, 4 * program.model.vocab).view("<f4")
+
+    def best(self, row: int, repeat: int = 0) -> NDArray[np.uint32]:
+        """Return a row's best tokens of the last step, the best first."""
+        program = self.device.program
+        size = layout.TOP_ROW.itemsize
+        start = program.memory.top.start + (repeat * program.arch.rows + row) * size
+        tokens: NDArray[np.uint32] = self.device.read(start, size).view(layout.TOP_ROW)["tokens"][0]
+        return tokens
+
+    def feed(self, sequence: int, tokens: Iterable[int], *, chunk: int | None = None,
+             all_logits: bool = False) -> NDArray[np.float32]:
+        """Append tokens to a sequence, as many to a step as the build takes.
+
+        Returns
+        -------
+        Logits after the last token, ``(1, vocab)``, or after each with ``all_logits``.
+        """
+        tokens, rows = list(tokens), self.device.program.arch.rows
+        if not tokens:
+            raise SessionError("at least one token must be fed")
+        chunk, start, out = min(chunk or rows, rows), self.lengths[sequence], []
+        for first in range(0, len(tokens), chunk):
+            part = tokens[first:first + chunk]
+            last = first + len(part) == len(tokens)
+            wanted = [all_logits or (last and at == len(part) - 1) for at in range(len(part))]
+            self.step([Row(sequence, token, start + first + at, at - 1, want)
+                       for at, (token, want) in enumerate(zip(part, wanted, strict=True))])
+            out += [self.logits(at) for at, want in enumerate(wanted) if want]
+        return np.stack(out)

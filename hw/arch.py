@@ -1,0 +1,125 @@
+"""The size of one accelerator build: every other size in the project is derived from these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchConfig:
+    """Size of one build. The instruction set and the bits it computes do not depend on it.
+
+    Parameters
+    ----------
+    lanes
+        Memory channels, each with its own port, unpacker and DSP chain.
+    beat_bytes
+        Bytes a lane's port delivers in a clock: 16, 32 or 64.
+    rows
+        Most rows (tokens of any sequences) in one step.
+    lane_dsps
+        DSP slices in a lane's chain; each makes two multiplies a clock.
+    vector_width
+        fp32 elements the vector unit takes a clock: a power of two, at most 16.
+    vector_elements, activation_elements
+        On-chip elements for each row: fp32 values, and int8 codes.
+    param_elements
+        On-chip fp32 elements that all rows share: norm weights and biases.
+    prefetch_beats
+        Beats a lane can hold ahead of execution.
+    queue_depth
+        Instructions each unit's queue can hold.
+    channel_bytes, control_bytes
+        Memory behind each lane's port, and behind the control port.
+    channel_bytes_per_s
+        Peak of one lane's memory channel, from its data sheet.
+    """
+
+    name: str
+    lanes: int
+    beat_bytes: int
+    rows: int
+    lane_dsps: int
+    vector_width: int
+    vector_elements: int
+    activation_elements: int
+    param_elements: int
+    prefetch_beats: int
+    queue_depth: int
+    clock_hz: int
+    channel_bytes: int
+    control_bytes: int
+    channel_bytes_per_s: int
+
+    def __post_init__(self) -> None:
+        self._expect("beat_bytes", self.beat_bytes in (16, 32, 64), "16, 32 or 64")
+        self._expect("vector_width", self.vector_width in (1, 2, 4, 8, 16), "1, 2, 4, 8 or 16")
+        self._expect("lanes", 1 <= self.lanes <= 64, "from 1 to 64")
+        self._expect("rows", 1 <= self.rows <= 64, "from 1 to 64")
+        for field in ("vector_elements", "activation_elements", "param_elements"):
+            value = getattr(self, field)
+            self._expect(field, value % 16 == 0 and 16 <= value <= 1 << 20,
+                         "a multiple of 16 from 16 to 1048576")
+        for field in ("lane_dsps", "prefetch_beats", "queue_depth", "clock_hz", "channel_bytes",
+                      "control_bytes", "channel_bytes_per_s"):
+            self._expect(field, getattr(self, field) > 0, "positive")
+
+    def _expect(self, field: str, legal: bool, wanted: str) -> None:
+        if not legal:
+            raise ValueError(f"{field} must be {wanted}, not {getattr(self, field)}")
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that change when any size changes."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+SIM = ArchConfig(
+    name="sim", lanes=2, beat_bytes=16, rows=16, lane_dsps=32, vector_width=4,
+    vector_elements=8192, activation_elements=4096, param_elements=4096,
+    prefetch_beats=256, queue_depth=16, clock_hz=200_000_000,
+    channel_bytes=256 * MIB, control_bytes=256 * MIB, channel_bytes_per_s=3_200_000_000,
+)
+
+_HBM = dict(
+    beat_bytes=64, rows=8, lane_dsps=128, vector_width=16,
+    vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
+    prefetch_beats=1024, queue_depth=32, clock_hz=225_000_000,
+)
+
+# One AXI port for each HBM2 pseudo-channel: U55C has 32 of 512 MiB, U280 32 of 256 MiB, and of
+# U50's 32 (316 GB/s by its power limit, AMD DS965) 24 carry lanes.
+U55C = ArchConfig(name="u55c", lanes=32, channel_bytes=512 * MIB, control_bytes=4 * GIB,
+                  channel_bytes_per_s=14_375_000_000, **_HBM)
+U280 = ArchConfig(name="u280", lanes=32, channel_bytes=256 * MIB, control_bytes=4 * GIB,
+                  channel_bytes_per_s=14_375_000_000, **_HBM)
+U50 = ArchConfig(name="u50", lanes=24, channel_bytes=256 * MIB, control_bytes=2 * GIB,
+                 channel_bytes_per_s=13_166_000_000, **_HBM)
+
+_ZYNQ = dict(
+    beat_bytes=64, lane_dsps=256, vector_width=8, queue_depth=32, prefetch_beats=1024,
+    channel_bytes_per_s=19_200_000_000,
+)
+
+# DDR4-2400 x 64 bits of the processing system.
+ZCU104 = ArchConfig(name="zcu104", lanes=1, rows=4, clock_hz=300_000_000,
+                    vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
+                    channel_bytes=3 * GIB // 2, control_bytes=GIB // 2, **_ZYNQ)
+KV260 = ArchConfig(name="kv260", lanes=1, rows=2, clock_hz=300_000_000,
+                   vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
+                   channel_bytes=3 * GIB, control_bytes=GIB // 2, **_ZYNQ)
+
+BUILDS = {arch.name: arch for arch in (SIM, ZCU104, KV260, U50, U55C, U280)}
+
+
+def build(name: str) -> ArchConfig:
+    """Return the named build; raise ValueError with the known names if there is none."""
+    if name not in BUILDS:
+        raise ValueError(f"arch must be one of {', '.join(BUILDS)}, not {name!r}")
+    return BUILDS[name]

@@ -1,0 +1,140 @@
+"""Formats in memory: weight tiles, stream directory, key-value pages, step table, results.
+
+Everything is little-endian. Addresses are in words of ``isa.WORD_BYTES`` bytes.
+
+A weight stream holds one lane's share of a matrix. The matrix is cut into *strips* of sixteen
+rows, dealt to the lanes in turn; a strip into *tiles* of one group of inputs; sixteen tiles (fewer
+at the end of a strip) make a *segment*, which is, padded to a whole beat:
+
+1. a ``TileHeader`` for each tile,
+2. an fp16 scale for each present row of each tile,
+3. a zero point, one byte, for each present row of each tile whose header says so,
+4. for each present row of each tile, the row's payload: a little-endian bit string, padded to a
+   byte, of the position codes of its 16-wide windows (if the tile is sparse) and then its codes.
+
+A row whose codes in the group all equal the zero point is absent and costs nothing but its bit.
+A sparse tile keeps ``kept`` codes of each window; for 4, 8 and 12 kept the positions are a pattern
+code, otherwise a bitmap of sixteen bits. Zero points are ``2**(bits - 1)`` where none are stored.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.hw import isa, numerics
+
+WINDOW = 16  # inputs over which N of 16 is counted
+KEPT_PATTERNS = {4: 11, 8: 14, 12: 11}  # kept codes of a window -> bits of its pattern code
+BITMAP_BITS = 16
+
+# TileHeader, 32 bits: mask of present rows, kept codes of a window (0: dense), width, zero points.
+HEADER_FIELDS = {"present": 16, "kept": 4, "width": 2, "zero_points": 1}
+HEADER_BYTES = 4
+SCALE_BYTES = 2
+ZERO_POINT_BYTES = 1
+
+
+def header(present: int, kept: int, width_bits: int, zero_points: bool) -> int:
+    """Return a tile header as an unsigned integer."""
+    return (present | kept << 16 | numerics.WEIGHT_BITS.index(width_bits) << 20
+            | int(zero_points) << 22)
+
+
+def parse_header(word: int) -> tuple[int, int, int, bool]:
+    """Return ``present, kept, width_bits, zero_points``; raise ValueError if a spare bit is set."""
+    if word >> 23:
+        raise ValueError(f"the spare bits of a tile header must be 0, not {word >> 23:#x}")
+    return word & 0xFFFF, word >> 16 & 15, numerics.WEIGHT_BITS[word >> 20 & 3], bool(word >> 22 & 1)
+
+
+def position_bits(kept: int) -> int:
+    """Return the bits that the positions of a window's ``kept`` codes take; 0 if dense."""
+    return 0 if kept == 0 else KEPT_PATTERNS.get(kept, BITMAP_BITS)
+
+
+def payload_bytes(group: int, kept: int, width_bits: int) -> int:
+    """Return the bytes of a present row in a tile."""
+    codes = group * width_bits if kept == 0 else group // WINDOW * kept * width_bits
+    return -(-(group // WINDOW * position_bits(kept) + codes) // 8)
+
+
+@cache
+def pattern_tables(kept: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Return ``bitmap -> code`` (65536 entries) and ``code -> bitmap`` for a number of kept codes.
+
+    Bitmaps with ``kept`` ones are numbered by the ones in their low byte, then by the rank of the
+    low byte among bytes with as many ones, then by the rank of the high byte.
+    """
+    halves = [[sum(1 << i for i in ones) for ones in combinations(range(8), count)]
+              for count in range(9)]
+    bitmaps = np.array([low | high << 8 for count in range(max(0, kept - 8), min(8, kept) + 1)
+                        for low in sorted(halves[count]) for high in sorted(halves[kept - count])],
+                       np.uint16)
+    assert len(bitmaps) == comb(WINDOW, kept)
+    codes = np.zeros(1 << WINDOW, np.uint16)
+    codes[bitmaps] = np.arange(len(bitmaps))
+    return codes, bitmaps
+
+
+# Stream directory entry, one word: first word of the stream, its beats, power of two of its scales.
+DIRECTORY_ENTRY = np.dtype([("start", "<u4"), ("beats", "<u4"), ("exponent", "<i4"),
+                            ("strips", "<u4")])
+
+# Step table: a header, then a row for each token of the step.
+STEP_HEADER = np.dtype([
+    ("rows", "<u4"),  # rows in the step
+    ("repeats", "<u4"),  # greedy steps to run; more than 1 only if every row ends its sequence
+    ("head", "<u4"),  # 1 if any row wants logits
+    ("page_stride", "<u4"),  # words from one sequence's page table to the next
+    ("slot_words", "<u4"),  # words from one cache slot to the next, in each lane
+    ("slots", "<u4"),  # cache slots
+    ("reserved", "<u4", (2,)),
+])
+STEP_ROW = np.dtype([
+    ("token", "<u4"),
+    ("position", "<u4"),
+    ("sequence", "<u4"),  # which page table
+    ("parent", "<i4"),  # earlier row of this step that this row follows, or -1: the cached tokens
+    ("place", "<u4"),  # slot * PAGE_TOKENS + offset for its key and value, or PLACE_BY_POSITION
+    ("flags", "<u4"),  # bit 0: wants logits
+    ("reserved", "<u4", (2,)),
+])
+PLACE_BY_POSITION = 0xFFFF_FFFF
+WANTS_LOGITS = 1
+
+TOP_ROW = np.dtype([("values", "<f4", (isa.TOP_K,)), ("tokens", "<u4", (isa.TOP_K,))])
+
+CLASS_ORDER = (0, 4, 2, 6, 1, 5, 3, 7)  # classes that share a lane differ by one page, not two
+
+
+def units(kv_heads: int) -> int:
+    """Return the (head, class) units that the cache of a layer is dealt out in."""
+    return kv_heads * numerics.PAGE_CLASSES
+
+
+def lane_units(lane: int, lanes: int, kv_heads: int) -> list[tuple[int, int]]:
+    """Return the (head, class) units of a lane, in the order of their pages in a slot."""
+    total = units(kv_heads)
+    return [(unit // numerics.PAGE_CLASSES, CLASS_ORDER[unit % numerics.PAGE_CLASSES])
+            for unit in range(total) if unit * lanes // total == lane]
+
+
+def page_words(head_dim: int) -> int:
+    """Return the words of a page: key scales, keys, value scales, values; each token by token."""
+    return 2 * numerics.PAGE_TOKENS * (4 + head_dim) // isa.WORD_BYTES
+
+
+def layer_words(lanes: int, kv_heads: int, head_dim: int) -> int:
+    """Return the words that one layer takes of a cache slot in a lane (the fullest lane's)."""
+    return -(-units(kv_heads) // lanes) * page_words(head_dim)
+
+
+def describe() -> str:
+    """Return every fact of the formats as text."""
+    return repr((WINDOW, KEPT_PATTERNS, HEADER_FIELDS, DIRECTORY_ENTRY.descr, STEP_HEADER.descr,
+                 STEP_ROW.descr, TOP_ROW.descr, CLASS_ORDER, SCALE_BYTES, ZERO_POINT_BYTES))
