@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from alula.compiler import graph
-from alula.compiler.importer import norms, rotary, scores
+from alula.compiler.importer import norms, scores, turns
 from alula.compiler.importer.functions import BINARY, as_function, both, compose, normed
 from alula.compiler.importer.lowering import Array, Lowering, lowers
 from alula.compiler.importer.model import Op
@@ -33,7 +33,7 @@ def binary(lowering: Lowering, op: Op) -> tuple[Value, ...]:
         return (scores.adjusted(lowering, op, value, at),)
     fixed = lowering.fixed(op.input(at))
     if fixed is None:
-        return (rotary.turned(lowering, op, value, at),)
+        return (turns.turned(lowering, op, at),)
     if fixed.size == 1:
         return (_with_scalar(lowering, op, value, float(fixed.reshape(-1)[0]), at),)
     return (_with_vector(lowering, op, value, fixed, at),)
@@ -42,7 +42,7 @@ def binary(lowering: Lowering, op: Op) -> tuple[Value, ...]:
 def _of_two(lowering: Lowering, op: Op, left: Value, right: Value) -> Value:
     """Combine two values that depend on the tokens."""
     if isinstance(left, Mixed) and isinstance(right, Mixed) and op.kind in ("Add", "Sub"):
-        return rotary.summed(op, left, right)
+        return turns.summed(op, left, right)
     if op.kind in ("Mul", "Div"):
         norm = normed(left, right, op.kind == "Div")
         if norm is None and op.kind == "Mul":

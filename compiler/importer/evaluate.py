@@ -36,12 +36,12 @@ class Evaluator:
 
     def __call__(self, name: str, setting: Setting, known: dict[str, Array]) -> Array:
         """Return the value ``name``; ``known`` holds what was found before and is added to."""
-        for op in self._needed(name, known):
+        for op in self.needed(name, known):
             for output, array in zip(op.outputs, self._run(op, setting, known), strict=False):
                 known[output] = array
         return self._leaf(name, setting, known)
 
-    def _needed(self, name: str, known: dict[str, Array]) -> list[Op]:
+    def needed(self, name: str, known: dict[str, Array]) -> list[Op]:
         """Return the operators that ``name`` depends on and are not known yet, in file order."""
         pending, wanted = [name], set()
         while pending:
@@ -63,13 +63,13 @@ class Evaluator:
         return known[name]
 
     def _input(self, name: str, setting: Setting) -> Array:
-        """Return what a graph input holds when nothing is padded."""
+        """Return what the host would give a graph input."""
         total = setting.past + setting.tokens
         rank = len(self.model.inputs.get(name, ()))
         if name == "input_ids":
             return np.ones((1, setting.tokens), np.int64)
         if name == "attention_mask" and rank == 2:
-            return np.ones((1, total), np.int64)
+            return (np.arange(total) >= setting.padded).astype(np.int64)[None]
         if name in ("position_ids", "cache_position") and rank in (1, 2):
             return np.arange(setting.past, total).reshape((1, -1)[2 - rank:])
         raise Refused(f"graph input {name!r} must be input_ids, a two-dimensional "

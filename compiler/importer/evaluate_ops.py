@@ -65,17 +65,17 @@ def _mod(op: Op, x: Array, y: Array) -> Any:
     return np.fmod(x, y) if op.get("fmod", 0) else np.mod(x, y)
 
 
-def _axes(op: Op, axes: Array | None) -> tuple[int, ...]:
+def axes_of(op: Op, axes: Array | None) -> tuple[int, ...]:
     """Return axes given as an input (opset 13 on) or as an attribute."""
     return tuple(op.get("axes", [int(axis) for axis in axes] if axes is not None else []))
 
 
 def _unsqueeze(op: Op, x: Array, axes: Array | None = None) -> Array:
-    return np.expand_dims(x, _axes(op, axes))
+    return np.expand_dims(x, axes_of(op, axes))
 
 
 def _squeeze(op: Op, x: Array, axes: Array | None = None) -> Array:
-    return np.squeeze(x, _axes(op, axes) or None)
+    return np.squeeze(x, axes_of(op, axes) or None)
 
 
 def reshape_target(op: Op, have: Sequence[int], wanted: Array) -> tuple[int, ...]:

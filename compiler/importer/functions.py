@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alula.compiler.graph import Activation, ActivationKind, Add, Mul
+from alula.compiler.importer.evaluate_ops import axes_of
 from alula.compiler.importer.lowering import Lowering, lowers, settles
 from alula.compiler.importer.model import Op
+from alula.compiler.importer.turns import negated
 from alula.compiler.importer.values import (
     Axes,
     Function,
     MeanSquare,
+    Mixed,
     Normed,
     Numeric,
     Rows,
@@ -121,6 +125,8 @@ def inverse_root(function: Function) -> float | None:
 @lowers(*UNARY)
 def unary(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     value = lowering.values[op.input(0)]
+    if isinstance(value, Mixed) and op.kind == "Neg":
+        return (negated(value),)
     inner = as_function(value) or as_function(lowering.settle(op, 0))
     assert inner is not None
     return (compose(op, inner, UNARY[op.kind], value.axes),)
@@ -139,6 +145,21 @@ def normed(value: Value, by: Value, invert: bool) -> Normed | None:
                                           apply=lambda x: 1 / by.apply(x))
     eps = inverse_root(root)
     return None if eps is None else Normed(axes=value.axes, of=value, eps=eps)
+
+
+@lowers("ReduceMean")
+def mean(lowering: Lowering, op: Op) -> tuple[Value, ...]:
+    """Read the mean of squares along the last axis, the start of a norm."""
+    value = lowering.values[op.input(0)]
+    axes = axes_of(op, lowering.numbers(op, 1) if op.input(1) else None)
+    square = isinstance(value, Function) and isinstance(value.of, Rows) and np.allclose(
+        samples(value, SAMPLES), SAMPLES**2)
+    if not square or axes not in ((-1,), (len(value.axes) - 1,)) or not op.get("keepdims", 1):
+        raise op.refuse("the mean", "of squares along the last axis, kept as an axis (RMS norm)",
+                        f"over axes {list(axes)} of another value",
+                        "norms that subtract the mean (LayerNorm) are not lowered")
+    assert isinstance(value, Function) and isinstance(value.of, Rows)
+    return (MeanSquare(axes=(*value.axes[:-1], ()), of=replace(value.of, axes=value.axes)),)
 
 
 @settles(Function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alula.compiler.graph import Embed, Linear
 from alula.compiler.importer.lowering import Lowering, lowers
 from alula.compiler.importer.model import Op
+from alula.compiler.importer.scores import product
 from alula.compiler.importer.values import Value
 from alula.compiler.importer.weights import matrix
 
@@ -12,6 +13,8 @@ from alula.compiler.importer.weights import matrix
 @lowers("MatMul")
 def matmul(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     """Lower a layer, if the second operand is a weight, else a product of attention."""
+    if op.input(1) in lowering.values:
+        return (product(lowering, op),)
     return _linear(lowering, op, by_input=True)
 
 

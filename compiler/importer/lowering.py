@@ -246,9 +246,15 @@ class Lowering:
         known = self._known[setting] if keep else dict(self._constants)
         return self._evaluator(name, setting, known)
 
-    def varies(self, name: str) -> bool:
-        """Whether a plumbing value may depend on sizes and positions."""
-        return name in self._varying
+    def constants_behind(self, name: str) -> list[Array]:
+        """Return the single numbers that a plumbing value is computed with."""
+        found = []
+        for op in self._evaluator.needed(name, {}):
+            for given in {*op.inputs} & self.model.constants.keys():
+                tensor = self.model.stored(given)
+                if tensor.size == 1:
+                    found.append(tensor.array())
+        return found
 
     def fixed(self, name: str) -> Array | None:
         """Return a plumbing value that is the same at every setting, or None."""

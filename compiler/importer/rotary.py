@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from alula.compiler.graph import Rope, Slice
-from alula.compiler.importer.lowering import Array, Lowering, lowers, settles
+from alula.compiler.graph import Rope
+from alula.compiler.importer.lowering import Array, Lowering, lowers
 from alula.compiler.importer.model import Op
-from alula.compiler.importer.values import Mixed, Rows, Setting, Term, Value
+from alula.compiler.importer.values import Rows, Setting, Value, merged
 
 
 def table(lowering: Lowering, op: Op, name: str) -> Array:
@@ -24,7 +22,7 @@ def table(lowering: Lowering, op: Op, name: str) -> Array:
             found = _computed(lowering, op, name)
         if found.ndim != 2:
             raise op.refuse(f"table {name!r}", "of shape [positions, columns]", list(found.shape))
-        lowering.tables["table", name] = _shared(lowering, np.ascontiguousarray(found, np.float32))
+        lowering.tables["table", name] = shared(lowering, np.ascontiguousarray(found, np.float32))
     return lowering.tables["table", name]
 
 
@@ -51,7 +49,7 @@ def _rows(lowering: Lowering, op: Op, name: str, setting: Setting) -> Array:
     return found.reshape(setting.tokens, width)
 
 
-def _shared(lowering: Lowering, found: Array) -> Array:
+def shared(lowering: Lowering, found: Array) -> Array:
     """Return the array made before with these contents, or this one."""
     key = (found.shape, hash(found.tobytes()))
     known = lowering.tables.setdefault(key, found)
@@ -71,9 +69,42 @@ def rope(lowering: Lowering, op: Op, rows: Rows, cos: Array, sin: Array, heads: 
     return lowering.emit(op, operation, (rows.node,), rows.axes, rows.width, suffix)
 
 
-def turned(lowering: Lowering, op: Op, value: Value, at: int) -> Mixed:
-    raise NotImplementedError
+@lowers("RotaryEmbedding")
+def rotary_embedding(lowering: Lowering, op: Op) -> tuple[Value, ...]:
+    """Lower ai.onnx RotaryEmbedding: X, cos, sin, optional positions; tables gathered without."""
+    if op.input(3):
+        _check_positions(lowering, op, 3)
+    return (_embedded(lowering, op, 1, 2),)
 
 
-def summed(op: Op, left: Mixed, right: Mixed) -> Mixed:
-    raise NotImplementedError
+@lowers("RotaryEmbedding", domains=("com.microsoft",))
+def microsoft_rotary_embedding(lowering: Lowering, op: Op) -> tuple[Value, ...]:
+    """Lower com.microsoft RotaryEmbedding: input, positions, cos, sin."""
+    op.expect("scale", 1.0, op.get("scale", 1.0))
+    op.expect("is_packed_batching", 0, op.get("is_packed_batching", 0))
+    _check_positions(lowering, op, 1)
+    return (_embedded(lowering, op, 2, 3),)
+
+
+def _embedded(lowering: Lowering, op: Op, cos_at: int, sin_at: int) -> Rows:
+    """Return the embedding of input 0; heads are an axis of it, an attribute, or the tables'."""
+    rows = lowering.settle(op, 0)
+    cos, sin = (table(lowering, op, op.input(at)) for at in (cos_at, sin_at))
+    given, width = op.get("num_heads", 0), op.get("rotary_embedding_dim", 0)
+    if width:
+        op.expect("columns of cos", width // 2, cos.shape[1])
+    last = merged(rows.axes[-1])
+    size = last[0].size if len(last) == 1 and isinstance(last[0].size, int) else 0
+    if size == rows.width:
+        size = rows.width // given if given > 0 else size if width else 2 * cos.shape[1]
+    return rope(lowering, op, rows, cos, sin, rows.width // max(size, 1),
+                interleaved=bool(op.get("interleaved", 0)))
+
+
+def _check_positions(lowering: Lowering, op: Op, at: int) -> None:
+    """Check by their numbers that positions count on from the cache: all of them, or the first."""
+    past, tokens = lowering.layout.past, lowering.layout.tokens
+    found = lowering.evaluate(op.input(at), lowering.layout).reshape(-1)
+    if not np.array_equal(found, np.arange(past, past + (tokens if found.size != 1 else 1))):
+        raise op.refuse("position_ids", f"{past}, {past + 1}, ... after {past} cached tokens",
+                        found[:4].tolist())

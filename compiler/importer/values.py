@@ -29,10 +29,11 @@ class Symbol(Enum):
 
 
 class Setting(NamedTuple):
-    """Sizes for which plumbing is evaluated."""
+    """Sizes for which plumbing is evaluated; the first ``padded`` tokens are padding."""
 
     tokens: int
     past: int
+    padded: int = 0
 
     def size(self, symbol: Symbol) -> int:
         return {Symbol.TOKENS: self.tokens, Symbol.PAST: self.past,
