@@ -72,6 +72,12 @@ def mul(a: F32, b: F32 | np.float32 | float) -> F32:
         return canonical(np.multiply(a, b, dtype=np.float32))
 
 
+def div(a: F32 | np.float32, b: F32 | np.float32) -> F32:
+    """Divide, correctly rounded: only where a quantizer needs it, once for each group."""
+    with np.errstate(all="ignore"):
+        return canonical(np.divide(a, b, dtype=np.float32))
+
+
 def from_int(n: NDArray[np.integer]) -> F32:
     """Round integers of at most 32 bits to fp32."""
     return np.asarray(n).astype(np.float32)
@@ -206,6 +212,9 @@ def gelu(x: F32) -> F32:
 def quantize(x: F32, scale: np.float32 = np.float32(1)) -> tuple[I8, F32]:
     """Quantize the last axis to int8 with one scale: ``amax / 127``, ties to even.
 
+    Codes are ``x * (127 / amax)`` rounded; both divisions are IEEE, as in ONNX Runtime's
+    ``MatMulNBits``.
+
     Parameters
     ----------
     scale
@@ -217,10 +226,9 @@ def quantize(x: F32, scale: np.float32 = np.float32(1)) -> tuple[I8, F32]:
     scales : float32, the shape of ``x`` without its last axis
     """
     peak = np.abs(x).max(axis=-1)
-    inverse = mul(reciprocal(peak), np.float32(CODE_MAX))
-    inverse = np.where(peak == 0, np.float32(0), inverse)
+    inverse = np.where(peak == 0, np.float32(0), div(np.float32(CODE_MAX), peak))
     codes = round_to_int(mul(x, inverse[..., None]), -CODE_MAX, CODE_MAX).astype(np.int8)
-    return codes, mul(mul(peak, np.float32(1 / CODE_MAX)), scale)
+    return codes, mul(div(peak, np.float32(CODE_MAX)), scale)
 
 
 def rms_norm(x: F32, gamma: F32, eps: np.float32) -> F32:
@@ -331,24 +339,24 @@ def attend_pages(scores: F32, values: I8, value_scales: F32, kept: NDArray[np.bo
     Parameters
     ----------
     scores
-        ``(kv_heads, ratio, pages, PAGE_TOKENS)``.
+        ``(rows, kv_heads, ratio, pages, PAGE_TOKENS)``.
     values, value_scales
         ``(kv_heads, pages, PAGE_TOKENS, head_dim)`` and ``(kv_heads, pages, PAGE_TOKENS)``.
     kept
-        ``(pages, PAGE_TOKENS)``.
+        ``(rows, pages, PAGE_TOKENS)``.
 
     Returns
     -------
-    ``(kv_heads * ratio * head_dim)`` float32.
+    ``(rows, kv_heads * ratio * head_dim)`` float32.
     """
-    kv_heads, ratio, pages, _ = scores.shape
+    *outer, pages, _ = scores.shape
     head_dim = values.shape[-1]
-    partial = attend_page(scores, values[:, None], value_scales[:, None], kept)
+    partial = attend_page(scores, values[:, None], value_scales[:, None], kept[:, None, None])
     turns = -(-pages // PAGE_CLASSES)
-    padded = Partial.empty((kv_heads, ratio, turns * PAGE_CLASSES), head_dim)
+    padded = Partial.empty((*outer, turns * PAGE_CLASSES), head_dim)
     for name in ("peak", "total", "values"):
-        getattr(padded, name)[:, :, :pages] = getattr(partial, name)
-    classes = Partial.empty((kv_heads, ratio, PAGE_CLASSES), head_dim)
+        getattr(padded, name)[:, :, :, :pages] = getattr(partial, name)
+    classes = Partial.empty((*outer, PAGE_CLASSES), head_dim)
     for turn in range(turns):
         span = slice(turn * PAGE_CLASSES, (turn + 1) * PAGE_CLASSES)
         classes = classes.merge(_span(padded, span))
@@ -357,11 +365,12 @@ def attend_pages(scores: F32, values: I8, value_scales: F32, kept: NDArray[np.bo
         classes = _span(classes, slice(0, half)).merge(_span(classes, slice(half, 2 * half)))
         half //= 2
     result = mul(classes.values, reciprocal(classes.total)[..., None])
-    return result.reshape(-1)
+    return result.reshape(len(scores), -1)
 
 
 def _span(part: Partial, span: slice) -> Partial:
-    return Partial(part.peak[:, :, span], part.total[:, :, span], part.values[:, :, span])
+    return Partial(part.peak[:, :, :, span], part.total[:, :, :, span],
+                   part.values[:, :, :, span])
 
 
 def describe() -> str:

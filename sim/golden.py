@@ -328,18 +328,29 @@ def attend(machine: Machine, i: isa.Attend) -> None:
     assert isinstance(pages, Pages)
     query, query_scales = machine.quantized(i.query, i.heads, i.head_dim)
     out = machine.vectors(i.target, i.heads * i.head_dim)
-    cached: dict[int, _History] = {}
-    for row, entry in enumerate(machine.rows):
-        chain = _ancestors(machine, row)
-        sequence, base = int(entry["sequence"]), int(machine.rows[chain[0]]["position"])
-        if sequence not in cached or cached[sequence].base < base:
-            cached[sequence] = _read_history(machine, pages, sequence, base, i)
-        history = cached[sequence].extended(machine, i, chain)
-        kept = _visible(int(entry["position"]), i.window, len(chain), base)
+    for chain, members in _chains(machine):
+        history = _read_history(machine, pages, chain, i)
+        kept = np.stack([_visible(int(machine.rows[row]["position"]), i.window,
+                                  history.keys.shape[1]) for row in members])
         if machine.exact:
-            out[row] = _attend_exact(machine, pages, i, row, history, kept)
+            for row, sees in zip(members, kept, strict=True):
+                out[row] = _attend_exact(machine, pages, i, row, history, sees)
         else:
-            out[row] = _attend_row(query[row], query_scales[row], history, kept)
+            out[members] = _attend_rows(query[members], query_scales[members], history, kept)
+
+
+def _chains(machine: Machine) -> list[tuple[list[int], list[int]]]:
+    """Return ``(chain, members)``: rows whose ancestors are all in one chain attend together."""
+    found: list[tuple[list[int], list[int]]] = []
+    for row in reversed(range(len(machine.rows))):
+        chain = _ancestors(machine, row)
+        for longer, members in found:
+            if longer[:len(chain)] == chain:
+                members.append(row)
+                break
+        else:
+            found.append((chain, [row]))
+    return found
 
 
 def _ancestors(machine: Machine, row: int) -> list[int]:
@@ -357,63 +368,52 @@ def _ancestors(machine: Machine, row: int) -> list[int]:
     return chain
 
 
-def _visible(position: int, window: int, own: int, base: int) -> NDArray[np.bool_]:
-    """Return which positions a row attends to, up to whole pages: ``(pages, PAGE_TOKENS)``."""
-    count = -(-(position + 1) // numerics.PAGE_TOKENS) * numerics.PAGE_TOKENS
+def _visible(position: int, window: int, count: int) -> NDArray[np.bool_]:
+    """Return which of ``count`` positions a row attends to, ``(pages, PAGE_TOKENS)``."""
     at = np.arange(count)
     kept = at <= position
     if window:
         kept &= at > position - window
-    assert base + own == position + 1
     return kept.reshape(-1, numerics.PAGE_TOKENS)
 
 
 @dataclass
 class _History:
-    """Keys and values of positions 0 to ``base``, then of a row's ancestors in the step."""
+    """Keys and values of a sequence's positions, up to a whole page."""
 
-    base: int
     keys: NDArray[np.int8]  # (kv_heads, positions, head_dim)
     values: NDArray[np.int8]
     key_scales: F32  # (kv_heads, positions)
     value_scales: F32
 
-    def extended(self, machine: Machine, i: isa.Attend, chain: list[int]) -> _History:
-        """Return the history with a chain's own keys and values at their positions."""
-        base = int(machine.rows[chain[0]]["position"])
-        tokens = numerics.PAGE_TOKENS
-        total = -(-(base + len(chain)) // tokens) * tokens
-        keys, key_scales = machine.quantized(i.key, i.kv_heads, i.head_dim)
-        values, value_scales = machine.quantized(i.value, i.kv_heads, i.head_dim)
 
-        def join(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
-            out = np.zeros((old.shape[0], total, *old.shape[2:]), old.dtype)
-            out[:, :base] = old[:, :base]
-            out[:, base:base + len(chain)] = new[chain].swapaxes(0, 1)
-            return out
-
-        return _History(base, join(self.keys, keys), join(self.values, values),
-                        join(self.key_scales, key_scales), join(self.value_scales, value_scales))
-
-
-def _read_history(machine: Machine, pages: Pages, sequence: int, base: int,
+def _read_history(machine: Machine, pages: Pages, chain: list[int],
                   i: isa.Attend) -> _History:
-    """Read a sequence's first ``base`` tokens from the cache."""
-    tokens = numerics.PAGE_TOKENS
-    count = -(-base // tokens)
-    shape = (i.kv_heads, count * tokens)
-    history = _History(base, np.zeros((*shape, i.head_dim), np.int8),
+    """Read what a chain of rows sees: its sequence's cached tokens, then the chain's own."""
+    tokens, first = numerics.PAGE_TOKENS, machine.rows[chain[0]]
+    base = int(first["position"])
+    shape = (i.kv_heads, -(-(base + len(chain)) // tokens) * tokens)
+    history = _History(np.zeros((*shape, i.head_dim), np.int8),
                        np.zeros((*shape, i.head_dim), np.int8), np.zeros(shape, np.float32),
                        np.zeros(shape, np.float32))
-    for number in range(count):
-        slot = machine.page_slot(sequence, number)
-        span = slice(number * tokens, (number + 1) * tokens)
+    for number in range(-(-base // tokens)):
+        slot = machine.page_slot(int(first["sequence"]), number)
+        span = slice(number * tokens, min((number + 1) * tokens, base))
+        count = span.stop - span.start
         for head in range(i.kv_heads):
             page = _PageView(machine.page(pages.start, slot, head, number % numerics.PAGE_CLASSES,
                                           i.kv_heads, i.head_dim), i.head_dim)
-            history.keys[head, span], history.values[head, span] = page.keys, page.values
-            history.key_scales[head, span] = page.key_scales
-            history.value_scales[head, span] = page.value_scales
+            history.keys[head, span] = page.keys[:count]
+            history.values[head, span] = page.values[:count]
+            history.key_scales[head, span] = page.key_scales[:count]
+            history.value_scales[head, span] = page.value_scales[:count]
+    own = slice(base, base + len(chain))
+    keys, key_scales = machine.quantized(i.key, i.kv_heads, i.head_dim)
+    values, value_scales = machine.quantized(i.value, i.kv_heads, i.head_dim)
+    history.keys[:, own] = keys[chain].swapaxes(0, 1)
+    history.values[:, own] = values[chain].swapaxes(0, 1)
+    history.key_scales[:, own] = key_scales[chain].T
+    history.value_scales[:, own] = value_scales[chain].T
     return history
 
 
@@ -443,8 +443,8 @@ def _attend_exact(machine: Machine, pages: Pages, i: isa.Attend, row: int, histo
         scores = scores.reshape(i.kv_heads, ratio, *kept.shape)
         codes_of, value_scales = numerics.quantize(values)
         paged = (i.kv_heads, *kept.shape)
-        return numerics.attend_pages(scores, codes_of.reshape(*paged, i.head_dim),
-                                     value_scales.reshape(paged), kept)
+        return numerics.attend_pages(scores[None], codes_of.reshape(*paged, i.head_dim),
+                                     value_scales.reshape(paged), kept[None])[0]
     weights = np.where(flat, np.exp2(scores - scores[..., flat].max(axis=-1, keepdims=True)), 0)
     result = np.matmul(weights / weights.sum(axis=-1, keepdims=True), values)
     return result.astype(np.float32).reshape(-1)
@@ -463,19 +463,25 @@ def _exact_history(machine: Machine, pages: Pages, row: int,
     return both[0], both[1]
 
 
-def _attend_row(query: NDArray[np.int8], query_scales: F32, history: _History,
-                kept: NDArray[np.bool_]) -> F32:
-    """Attend with one row; ``query`` is ``(heads, head_dim)``. Returns ``heads * head_dim``."""
-    kv_heads, _, head_dim = history.keys.shape
-    shape = (kv_heads, *kept.shape)
-    query = query.reshape(kv_heads, -1, head_dim)  # heads that share a key
+def _attend_rows(query: NDArray[np.int8], query_scales: F32, history: _History,
+                 kept: NDArray[np.bool_]) -> F32:
+    """Attend with rows of one history.
+
+    ``query`` is ``(rows, heads, head_dim)``, ``kept`` ``(rows, pages, PAGE_TOKENS)``; the result
+    ``(rows, heads * head_dim)``.
+    """
+    rows, _, head_dim = query.shape
+    kv_heads = history.keys.shape[0]
+    query = query.reshape(rows, kv_heads, -1, head_dim)  # heads that share a key
     dots = np.matmul(query.astype(np.float32),
                      history.keys.astype(np.float32).transpose(0, 2, 1))  # exact: below 2**24
-    scores = numerics.mul(numerics.mul(dots, query_scales.reshape(kv_heads, -1, 1)),
+    scores = numerics.mul(numerics.mul(dots, query_scales.reshape(rows, kv_heads, -1, 1)),
                           history.key_scales[:, None, :])
-    scores = scores.reshape(kv_heads, -1, *kept.shape)  # kv head, query head, page, token
-    values = history.values.reshape(*shape, head_dim)
-    return numerics.attend_pages(scores, values, history.value_scales.reshape(shape), kept)
+    pages = kept.shape[1:]
+    return numerics.attend_pages(
+        scores.reshape(*scores.shape[:3], *pages),
+        history.values.reshape(kv_heads, *pages, head_dim),
+        history.value_scales.reshape(kv_heads, *pages), kept)
 
 
 # MISC ------------------------------------------------------------------------------------------
