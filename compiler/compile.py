@@ -85,13 +85,21 @@ def compile(graph: Graph, arch: ArchConfig, options: Options = Options(), *, nam
     stage("emit", 0)
     draft = emit(fused, parts, placement, arch)
     code = schedule(draft.items)
+    if len(code) * isa.INSTRUCTION_BYTES > PROGRAM_LIMIT:
+        raise CompileError(f"a program must be at most {PROGRAM_LIMIT} bytes, not "
+                           f"{len(code) * isa.INSTRUCTION_BYTES}: the layers do not repeat")
     folder = work_folder(near)
     lanes = LaneImages(arch, len(draft.streams), Path(folder.name))
     report = stage("pack", sum(m.rows * m.cols * m.bits // 8 for m in draft.streams))
-    for index, matrix in enumerate(draft.streams if images else ()):
-        lanes.add(index, matrix, report)
+    for index, matrix in enumerate(draft.streams):
+        if images:
+            lanes.add(index, matrix, report)
+        else:
+            lanes.plan(index, matrix)
     lane_images = lanes.finish()
-    memory = memory_map(draft, arch, graph, options, max(image.size for image in lane_images))
+    lane_bytes = max(image.size + planned
+                     for image, planned in zip(lane_images, lanes.planned, strict=True))
+    memory = memory_map(draft, arch, graph, options, lane_bytes)
     code = _relocate(code, memory)
     control = control_image(draft if images else Draft(), isa.assemble(code), memory.params.start,
                             memory.tables.start, memory.tables.stop if images else PROGRAM_LIMIT,
@@ -166,9 +174,6 @@ def _relocate(code: list[isa.Instruction], memory: MemoryMap) -> list[isa.Instru
         isa.StoreKeyValue: memory.cache.start, isa.LoadParams: memory.params.start,
         isa.LoadRow: memory.tables.start, isa.StoreRow: memory.logits.start,
         isa.StoreTop: memory.top.start, isa.ReadStep: memory.step.start}
-    if len(code) * isa.INSTRUCTION_BYTES > PROGRAM_LIMIT:
-        raise CompileError(f"a program must be at most {PROGRAM_LIMIT} bytes, not "
-                           f"{len(code) * isa.INSTRUCTION_BYTES}: the layers do not repeat")
     return [relocate(instruction, starts) for instruction in code]
 
 

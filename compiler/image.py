@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alula.compiler.emit import Draft, Table
 from alula.compiler.graph import Codes, FloatMatrix, QuantMatrix, Rope, dequantize
-from alula.compiler.pack import PackStats, pack_strips
+from alula.compiler.pack import PackStats, dense_strip, pack_strips
 from alula.hw import isa, layout, numerics
 from alula.hw.arch import ArchConfig
 from alula.hw.isa import TILE_ROWS, WORD_BYTES
@@ -43,6 +43,7 @@ class LaneImages:
         self.arch = arch
         self.stats = ImageStats()
         self.directory = np.zeros((arch.lanes, entries), layout.DIRECTORY_ENTRY)
+        self.planned = [0] * arch.lanes  # bytes of streams that have no weights
         self.files: list[BinaryIO] = [(folder / f"lane{lane}").open("w+b")
                                       for lane in range(arch.lanes)]
         for file in self.files:
@@ -68,6 +69,17 @@ class LaneImages:
                                            exponent, -(-(strips - lane) // self.arch.lanes))
             self.stats.by_matrix[matrix.name] = self.stats.by_matrix.get(matrix.name, 0) + size
             file.write(bytes(-size % 64))
+
+    def plan(self, index: int, matrix: QuantMatrix) -> None:
+        """Enter a matrix as stream ``index`` without weights, as if all were dense."""
+        strip = dense_strip(matrix.bits, matrix.group, matrix.groups, self.arch.beat_bytes)
+        strips = -(-matrix.rows // TILE_ROWS)
+        for _ in range(strips):
+            self.stats.packed.add(strip)
+        self.stats.by_matrix[matrix.name] = strips * strip.total
+        for lane in range(self.arch.lanes):
+            self.planned[lane] += -(-(-(-(strips - lane) // self.arch.lanes)
+                                      * strip.total) // 64) * 64
 
     def _append(self, matrix: QuantMatrix, exponent: int,
                 report: Report) -> tuple[PackStats, float, float]:

@@ -37,6 +37,19 @@ class PackStats:
             setattr(self, name, getattr(self, name) + value)
 
 
+def dense_strip(bits: int, group: int, tiles: int, beat_bytes: int) -> PackStats:
+    """Return the bytes of one strip of ``tiles`` tiles, all dense and symmetric."""
+    stats = PackStats(weights=TILE_ROWS * group * tiles, kept=TILE_ROWS * group * tiles)
+    for first in range(0, tiles, SEGMENT_TILES):
+        count = min(SEGMENT_TILES, tiles - first)
+        before = stats.total
+        stats.headers += layout.HEADER_BYTES * count
+        stats.scales += layout.SCALE_BYTES * TILE_ROWS * count
+        stats.codes += TILE_ROWS * layout.payload_bytes(group, 0, bits) * count
+        stats.padding += -(stats.total - before) % beat_bytes
+    return stats
+
+
 def pack_strips(rows: Codes, bits: int, group: int, exponent: int, beat_bytes: int,
                 stats: PackStats) -> list[bytes]:
     """Pack rows into strips of :data:`TILE_ROWS`.

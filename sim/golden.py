@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from alula.compiler.program import Program
 from alula.hw import isa, layout, numerics
@@ -111,11 +112,12 @@ class Machine:
         self.streams.clear()
         self.loops.clear()
         self.next, self.running = 0, True
-        while self.running:
-            instruction = self.program.instructions[self.next]
-            self.next += 1
-            self.executed += 1
-            EXECUTE[type(instruction)](self, instruction)
+        with _blas().limit(limits=1, user_api="blas"):  # products are too small to share out
+            while self.running:
+                instruction = self.program.instructions[self.next]
+                self.next += 1
+                self.executed += 1
+                EXECUTE[type(instruction)](self, instruction)
 
     # Pieces of meaning that instructions share.
 
@@ -159,6 +161,11 @@ class Machine:
         if not 0 <= start <= start + words * WORD_BYTES <= self.caches[lane].size:
             raise MachineError(f"cache slot must be below {self.program.memory.slots}, not {slot}")
         return self.caches[lane][start:start + words * WORD_BYTES]
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @cache

@@ -1,0 +1,144 @@
+"""Well-known models as shapes: their structure without weights, to plan with.
+
+Ref: the ``config.json`` that each model was published with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from alula.compiler.graph import (
+    Activation,
+    ActivationKind,
+    Add,
+    Attention,
+    Codes,
+    Embed,
+    FloatMatrix,
+    Graph,
+    Linear,
+    Mul,
+    Node,
+    Op,
+    QuantMatrix,
+    RmsNorm,
+    Rope,
+)
+from alula.compiler.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a Llama-like decoder."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    positions: int
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    eps: float = 1e-5
+    theta: float = 10_000.0
+
+
+SHAPES = {
+    "llama2-7b": Shape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, ffn=11_008,
+                       vocab=32_000, positions=4096),
+    "llama2-13b": Shape(layers=40, hidden=5120, heads=40, kv_heads=40, head_dim=128, ffn=13_824,
+                        vocab=32_000, positions=4096),
+    "llama-3.1-8b": Shape(layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=14_336,
+                          vocab=128_256, positions=131_072, theta=500_000.0),
+    "llama-3.2-1b": Shape(layers=16, hidden=2048, heads=32, kv_heads=8, head_dim=64, ffn=8192,
+                          vocab=128_256, positions=131_072, theta=500_000.0),
+    "tinyllama": Shape(layers=22, hidden=2048, heads=32, kv_heads=4, head_dim=64, ffn=5632,
+                       vocab=32_000, positions=2048),
+    "qwen2-7b": Shape(layers=28, hidden=3584, heads=28, kv_heads=4, head_dim=128, ffn=18_944,
+                      vocab=152_064, positions=32_768, qkv_bias=True, eps=1e-6, theta=1e6),
+    "qwen3-8b": Shape(layers=36, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=12_288,
+                      vocab=151_936, positions=40_960, qk_norm=True, eps=1e-6, theta=1e6),
+}
+
+
+def shape_graph(name: str, recipe: Recipe, positions: int | None = None) -> Graph:
+    """Return the graph of a named shape; its matrices have formats, and zeros for weights."""
+    if name not in SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {name!r}")
+    shape = SHAPES[name]
+    return _Builder(shape, recipe, min(positions or 4096, shape.positions)).graph(name)
+
+
+class _Builder:
+    def __init__(self, shape: Shape, recipe: Recipe, positions: int) -> None:
+        self.shape, self.recipe, self.positions = shape, recipe, positions
+        self.nodes: list[Node] = []
+        angles = np.arange(positions)[:, None] * shape.theta ** -(
+            np.arange(0, shape.head_dim, 2) / shape.head_dim)
+        self.cos, self.sin = (f(angles).astype(np.float32) for f in (np.cos, np.sin))
+
+    def add(self, name: str, op: Op, *inputs: str) -> str:
+        self.nodes.append(Node(name, op, inputs))
+        return name
+
+    def linear(self, name: str, rows: int, source: str, cols: int, bias: bool = False) -> str:
+        bits, group = self.recipe.bits, self.recipe.group
+        groups = -(-cols // group)
+
+        def read(start: int, stop: int) -> Codes:
+            count = stop - start
+            middle = 1 << (bits - 1)
+            return Codes(np.zeros((count, cols), np.uint8), np.ones((count, groups), np.float32),
+                         np.full((count, groups), middle, np.uint8))
+
+        matrix = QuantMatrix(name=name, rows=rows, cols=cols, bits=bits, group=group, read=read)
+        return self.add(name, Linear(weight=matrix,
+                                     bias=np.zeros(rows, np.float32) if bias else None), source)
+
+    def norm(self, name: str, source: str, size: int, heads: int = 1) -> str:
+        return self.add(name, RmsNorm(gamma=np.ones(size, np.float32), eps=self.shape.eps,
+                                      heads=heads), source)
+
+    def graph(self, name: str) -> Graph:
+        shape = self.shape
+        table = FloatMatrix(name="embed", rows=shape.vocab, cols=shape.hidden,
+                            read=lambda a, b: np.zeros((b - a, shape.hidden), np.float32))
+        x = self.add("embed", Embed(table=table))
+        for layer in range(shape.layers):
+            x = self.mlp(layer, self.attention(layer, x))
+        head = self.linear("logits", shape.vocab, self.norm("norm", x, shape.hidden), shape.hidden)
+        return Graph(nodes=tuple(self.nodes), output=head, vocab=shape.vocab,
+                     positions=self.positions, architecture=name)
+
+    def attention(self, layer: int, x: str) -> str:
+        shape, at = self.shape, f"layers.{layer}.attention"
+        normed = self.norm(f"{at}.norm", x, shape.hidden)
+        parts = []
+        for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
+            value = self.linear(f"{at}.{part}", heads * shape.head_dim, normed, shape.hidden,
+                                shape.qkv_bias)
+            if part != "v":
+                if shape.qk_norm:
+                    value = self.norm(f"{at}.{part}_norm", value, shape.head_dim, heads)
+                value = self.add(f"{at}.{part}_rope", Rope(
+                    cos=self.cos, sin=self.sin, heads=heads, head_dim=shape.head_dim), value)
+            parts.append(value)
+        mixed = self.add(f"{at}.mix", Attention(
+            layer=layer, heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
+            scale=shape.head_dim ** -0.5), *parts)
+        out = self.linear(f"{at}.o", shape.hidden, mixed, shape.heads * shape.head_dim)
+        return self.add(f"{at}.add", Add(), x, out)
+
+    def mlp(self, layer: int, x: str) -> str:
+        shape, at = self.shape, f"layers.{layer}.mlp"
+        normed = self.norm(f"{at}.norm", x, shape.hidden)
+        gate = self.linear(f"{at}.gate", shape.ffn, normed, shape.hidden)
+        up = self.linear(f"{at}.up", shape.ffn, normed, shape.hidden)
+        act = self.add(f"{at}.act", Activation(kind=ActivationKind.SILU), gate)
+        down = self.linear(f"{at}.down", shape.hidden, self.add(f"{at}.mul", Mul(), act, up),
+                           shape.ffn)
+        return self.add(f"{at}.add", Add(), x, down)
