@@ -41,7 +41,8 @@ def matrix(lowering: Lowering, op: Op, at: int, *, by_input: bool) -> Matrix:
         maker = makers.get(name)
         if maker is None or maker.kind not in ("Identity", "Cast", "Transpose", *DEQUANTIZERS):
             raise op.refuse(f"input {at}", "a weight of the file",
-                            maker or f"the graph input {name!r}")
+                            f"made by {maker}" if maker else f"the graph input {name!r}",
+                            "merge adapters (LoRA) and scales into the weights before export")
         if maker.kind in DEQUANTIZERS:
             return DEQUANTIZERS[maker.kind](lowering, maker, by_input)
         if maker.kind == "Transpose":
