@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def genai(checkpoint: Path, directory: Path, precision: str, *options: str,
     """Export with the ONNX Runtime GenAI builder, quietly."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
     given = (None, str(checkpoint), str(directory), precision, provider, str(directory / "cache"))
+    logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         create_model(*given, **parse_extra_options(*given, list(options)))
     return directory
@@ -104,7 +106,7 @@ def torch_export(model: transformers.PreTrainedModel, directory: Path, *, opset:
                  for kind in ("key", "value")]
         head = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads)
-        past = [torch.randn(2, config.num_key_value_heads, 5, head) for _ in pairs]
+        past = [torch.randn(2, config.num_key_value_heads, 5, head, dtype=model.dtype) for _ in pairs]
         args = (torch.randint(3, VOCAB, (2, 3)), torch.ones(2, 8, dtype=torch.long),
                 torch.arange(5, 8)[None].repeat(2, 1), *past)
         names += ["attention_mask", "position_ids", *(f"past_key_values.{pair}" for pair in pairs)]
