@@ -81,8 +81,8 @@ def _with_scalar(lowering: Lowering, op: Op, value: Value, number: float, at: in
         assert inner is not None
     step = BINARY[op.kind]
     if at == 1:
-        return compose(op, inner, lambda x: step(x, np.float64(number)), value.axes)
-    return compose(op, inner, lambda x: step(np.float64(number), x), value.axes)
+        return compose(op, inner, lambda x: step(x, np.array(number)), value.axes)
+    return compose(op, inner, lambda x: step(np.array(number), x), value.axes)
 
 
 def _with_vector(lowering: Lowering, op: Op, value: Value, vector: Array, at: int) -> Value:

@@ -1,100 +1,22 @@
-"""Fused attention: GroupQueryAttention, with what it fuses, and its masks."""
+"""Attention of the standard, MultiHeadAttention of ONNX Runtime, and what every form ends in.
+
+Ref: ONNX operators, Attention (23, 24, 25); ONNX Runtime, docs/ContribOperators.md,
+com.microsoft.MultiHeadAttention.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-import numpy as np
-
-from alula.compiler.graph import Attention, Slice
+from alula.compiler.graph import Attention
+from alula.compiler.importer.heads import head_width, operand, query_heads, shared_heads
 from alula.compiler.importer.lowering import Lowering, lowers
+from alula.compiler.importer.masks import Masks, window
 from alula.compiler.importer.model import Op
-from alula.compiler.importer.norms import emit_norm
-from alula.compiler.importer.rotary import rope, table
-from alula.compiler.importer.values import Past, Rows, Setting, Value
+from alula.compiler.importer.values import Past, Rows, Value
 
-KV_CACHE_REMEDY = ("Alula quantizes the key-value cache itself; re-export with "
-                   "kv_cache_quant_scheme=none")
-
-
-@lowers("GroupQueryAttention", domains=("com.microsoft",))
-def group_query_attention(lowering: Lowering, op: Op) -> tuple[Value, ...]:
-    """Lower attention with its packed input, query and key norms, and rotary embedding."""
-    _check_attributes(op)
-    _check_lengths(lowering, op)
-    heads, kv_heads = op.get("num_heads", 0), op.get("kv_num_heads", 0)
-    if kv_heads < 1 or heads < 1 or heads % kv_heads:
-        raise op.refuse("num_heads", "a positive multiple of kv_num_heads",
-                        f"{heads} over {kv_heads}")
-    query, key, value = _inputs(lowering, op, heads, kv_heads)
-    query, key = _normalized(lowering, op, query, key)
-    if op.get("do_rotary", 0):
-        cos, sin = (table(lowering, op, op.input(at)) for at in (7, 8))
-        turned = bool(op.get("rotary_interleaved", 0))
-        query = rope(lowering, op, query, cos, sin, heads, interleaved=turned, suffix="/q_rope")
-        key = rope(lowering, op, key, cos, sin, kv_heads, interleaved=turned, suffix="/k_rope")
-    window = op.get("local_window_size", -1)
-    found = attend(lowering, op, (query, key, value), heads, kv_heads, op.get("scale", 0.0),
-                   max(window, 0), op.input(3))
-    return found, key, value
-
-
-def _check_attributes(op: Op) -> None:
-    op.expect("softcap", 0.0, op.get("softcap", 0.0),
-              "capped scores are not in the accelerator's softmax")
-    op.expect("smooth_softmax", 0, max(op.get("smooth_softmax", 0), 0))
-    for name in ("k_quant_type", "v_quant_type"):
-        op.expect(name, "NONE", op.get(name, "NONE"), KV_CACHE_REMEDY)
-    op.expect("qk_output", 0, op.get("qk_output", 0))
-    for at, what in ((10, "attention_bias"), (11, "head_sink")):
-        if op.input(at):
-            raise op.refuse(what, "absent: attention is causal and nothing else",
-                            f"{op.input(at)!r}")
-    for at, what in ((12, "k_scale"), (13, "v_scale")):
-        if op.input(at):
-            raise op.refuse(what, "absent", f"{op.input(at)!r}", KV_CACHE_REMEDY)
-
-
-def _check_lengths(lowering: Lowering, op: Op) -> None:
-    """Check by their numbers that the lengths given are those of an unpadded sequence."""
-    for setting in (lowering.layout, Setting(1, lowering.layout.past)):
-        total = setting.tokens + setting.past
-        for at, what, wanted in ((5, "seqlens_k", total - 1),
-                                 (6, "total_sequence_length", total)):
-            found = lowering.evaluate(op.input(at), setting)
-            if found.size != 1 or int(found.reshape(-1)[0]) != wanted:
-                raise op.refuse(what, f"{wanted} for {total} unpadded tokens",
-                                found.reshape(-1)[:4].tolist())
-
-
-def _inputs(lowering: Lowering, op: Op, heads: int, kv_heads: int) -> tuple[Rows, Rows, Rows]:
-    """Return query, key and value; a packed input is sliced into them."""
-    first = lowering.flat(op)
-    if op.input(1):
-        return first, lowering.flat(op, 1), lowering.flat(op, 2)
-    total = heads + 2 * kv_heads
-    if first.width % total:
-        raise op.refuse("packed input", f"{total} heads wide", f"{first.width} elements")
-    size = first.width // total
-    q, k = heads * size, kv_heads * size
-    found = [lowering.emit_flat(op, Slice(start=start, size=width), (first.node,), width, suffix)
-             for start, width, suffix in ((0, q, "/q"), (q, k, "/k"), (q + k, k, "/v"))]
-    return found[0], found[1], found[2]
-
-
-def _normalized(lowering: Lowering, op: Op, query: Rows, key: Rows) -> tuple[Rows, Rows]:
-    """Apply the query and key norms of inputs 14 and 15, each head on its own."""
-    found = []
-    for at, rows, suffix in ((14, query, "/q_norm"), (15, key, "/k_norm")):
-        if op.input(at):
-            gamma = lowering.numbers(op, at)
-            heads, rest = divmod(rows.width, max(gamma.size, 1))
-            op.expect(f"remainder of a row by the {gamma.size} elements of input {at}", 0, rest)
-            eps = op.get("qk_norm_epsilon", 1e-6)
-            rows = emit_norm(lowering, op, rows, gamma.reshape(-1).astype(np.float32), eps, heads,
-                             suffix)
-        found.append(rows)
-    return found[0], found[1]
+CAPPED = "capped scores are not in the accelerator's softmax"
 
 
 def attend(lowering: Lowering, op: Op, inputs: tuple[Rows, Rows, Rows], heads: int, kv_heads: int,
@@ -118,3 +40,53 @@ def attend(lowering: Lowering, op: Op, inputs: tuple[Rows, Rows, Rows], heads: i
                           head_dim=head_dim, scale=scale, window=window)
     lowering.layers.append(past or op.name)
     return lowering.emit_flat(op, operation, tuple(rows.node for rows in inputs), query.width)
+
+
+@lowers("Attention")
+def attention(lowering: Lowering, op: Op) -> tuple[Value, ...]:
+    """Lower ai.onnx Attention: Q, K, V, mask, cached keys and values."""
+    op.expect("softcap", 0.0, op.get("softcap", 0.0), CAPPED)
+    if op.get("right_window_size", -1) > 0:
+        raise op.refuse("right_window_size", "0 or -1", op.get("right_window_size", -1))
+    if op.input(6):
+        raise op.refuse("nonpad_kv_seqlen", "absent", f"{op.input(6)!r}",
+                        "export with past_key and past_value inputs")
+    masks: Masks = ((op.input(3), "add"),) if op.input(3) else ()
+    return _attended(lowering, op, op.get("q_num_heads", 0), masks, bool(op.get("is_causal", 0)),
+                     op.input(4), op.get("left_window_size", -1) + 1)
+
+
+@lowers("MultiHeadAttention", domains=("com.microsoft",))
+def multi_head_attention(lowering: Lowering, op: Op) -> tuple[Value, ...]:
+    """Lower MultiHeadAttention with separate query, key and value and an added mask."""
+    for at, what in ((3, "bias"), (4, "key_padding_mask"), (8, "past_sequence_length"),
+                     (9, "cache_indirection")):
+        if op.input(at):
+            raise op.refuse(what, "absent", f"{op.input(at)!r}")
+    masks: Masks = ((op.input(5), "add"),) if op.input(5) else ()
+    return _attended(lowering, op, op.get("num_heads", 0), masks,
+                     bool(op.get("unidirectional", 0)), op.input(6), 0)
+
+
+def _attended(lowering: Lowering, op: Op, heads: int, masks: Masks, causal: bool, past: str,
+              limit: int) -> tuple[Rows, Rows, Rows]:
+    """Emit attention of inputs 0 to 2, laid out by heads, or flat with ``heads`` of queries."""
+    (query, query_scale), (key, key_scale) = operand(lowering, op, 0), operand(lowering, op, 1)
+    value = lowering.settle(op, 2)
+    flat = len(query.axes) == 3
+    if flat and (heads < 1 or query.width % heads):
+        raise op.refuse("number of query heads", f"a divisor of {query.width}", heads)
+    head_dim = query.width // heads if flat else head_width(query.axes[-1])
+    layout = "thd+" if flat else "htd"
+    heads = query_heads(op, query, head_dim, layout)
+    kv_heads = shared_heads(op, key, heads, head_dim, layout)
+    op.expect("heads of values", kv_heads, shared_heads(op, value, heads, head_dim, layout))
+    if causal and key.past:
+        raise op.refuse("is_causal", "0, with a mask, where the cache is joined outside",
+                        1, "give the cache to past_key and past_value")
+    size = window(lowering, op, masks, causal=causal)
+    size = min(filter(None, (size, limit)), default=0)
+    scale = op.get("scale", 0.0) or 1 / math.sqrt(head_dim)
+    found = attend(lowering, op, (query, key, value), heads, kv_heads,
+                   scale * query_scale * key_scale, size, past or key.past)
+    return replace(found, axes=query.axes), key, value

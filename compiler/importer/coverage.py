@@ -57,7 +57,7 @@ class Coverage:
         return json.dumps([asdict(entry) for entry in self.entries], indent=1)
 
     def table(self) -> Table:
-        """Return a table of operators: nodes of one operator, disposition and reason share a row."""
+        """Return a table where nodes of one operator, disposition and reason share a row."""
         table = Table("nodes", "operator", "opset", "where", "why", title=self.summary())
         for (op, domain, opset, kind, why), count in _grouped(self.entries):
             label = f"{domain}.{op}" if domain else op

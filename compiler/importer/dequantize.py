@@ -6,6 +6,7 @@ import numpy as np
 from onnx import TensorProto
 
 from alula.compiler.graph import QuantMatrix
+from alula.compiler.importer.coverage import Disposition
 from alula.compiler.importer.lowering import Lowering
 from alula.compiler.importer.model import Op
 from alula.compiler.importer.tensors import PACKED_BITS, SIGNED, Stored, dtype_name
@@ -28,6 +29,7 @@ def dequantized(lowering: Lowering, op: Op, by_input: bool) -> QuantMatrix:
     Blocks lie along the inputs. A scale for each output, or one for all, is a single block as long
     as the row.
     """
+    lowering.note(op, Disposition.ACCELERATOR, "the codes and scales of a linear layer")
     codes = stored(lowering, op, 0)
     if codes.dtype not in INTEGERS or len(codes.shape) != 2:
         raise op.refuse("x", "a matrix of INT or UINT of 2, 4 or 8 bits",

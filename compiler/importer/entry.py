@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from alula.compiler.graph import Graph, Linear, RmsNorm, Rope, verify
+from alula.compiler.graph import Graph, Linear, Node, RmsNorm, Rope, verify
 from alula.compiler.importer import (  # noqa: F401  (imported for the handlers they register)
     arithmetic,
     attention,
     dequantize,
     functions,
+    gqa,
     layout,
     linear,
     nbits,
@@ -18,6 +20,7 @@ from alula.compiler.importer import (  # noqa: F401  (imported for the handlers 
 from alula.compiler.importer.coverage import Coverage
 from alula.compiler.importer.lowering import Lowering
 from alula.compiler.importer.model import Model, open_model
+from alula.compiler.importer.values import Past
 
 REPORT_POSITIONS = 64  # enough to see what rotary angles depend on
 
@@ -84,15 +87,70 @@ def logits(model: Model) -> str:
 
 
 def _graph(lowering: Lowering, output: str, max_positions: int | None) -> Graph:
+    """Return the canonical graph, after checking that it is the whole of a language model."""
     config = lowering.model.config
-    value = lowering.values.get(output)
-    if value is None:
+    if output not in lowering.values:
         raise ValueError(f"the output {output!r} must depend on the tokens, not on constants only")
-    rows = lowering.settled(lowering.model.makers[output], value)
-    nodes = tuple(lowering.nodes.values())
-    tables = [node.op.cos.shape[0] for node in nodes if isinstance(node.op, Rope)]
-    positions = max_positions or min(tables, default=config.context or 0)
-    graph = Graph(nodes=nodes, output=rows.node, vocab=rows.width,
-                  positions=positions, eos_tokens=config.eos_tokens,
-                  bos_token=config.bos_token, architecture=config.architecture)
+    rows = lowering.settled(lowering.model.makers[output], lowering.values[output])
+    _check_head(lowering, rows.node)
+    _check_layers(lowering)
+    positions = _positions(lowering, max_positions)
+    graph = Graph(nodes=tuple(_cut(node, positions) for node in _reached(lowering, rows.node)),
+                  output=rows.node, vocab=rows.width, positions=positions,
+                  eos_tokens=config.eos_tokens, bos_token=config.bos_token,
+                  architecture=config.architecture)
     return verify(graph)
+
+
+def _check_head(lowering: Lowering, output: str) -> None:
+    """Refuse logits that are not the linear layer of a norm's output."""
+    head = lowering.nodes[output]
+    before = lowering.nodes[head.inputs[0]] if head.inputs else head
+    if not isinstance(head.op, Linear) or not isinstance(before.op, RmsNorm):
+        raise ValueError(f"the logits must be a linear layer of the final norm's output, not "
+                         f"{type(head.op).__name__} {output!r} of {type(before.op).__name__} "
+                         f"{before.name!r}")
+
+
+def _check_layers(lowering: Lowering) -> None:
+    """Refuse logits that skip layers: an exporter may mistake another layer for the head."""
+    model, found = lowering.model, len(lowering.layers)
+    caches = sum(isinstance(lowering.values.get(name), Past) for name in model.inputs)
+    presents = sum(name.startswith("present") for name in model.outputs)
+    for what, wanted in (("past key and value inputs", caches / 2),
+                         ("present outputs", presents / 2),
+                         ("num_hidden_layers of the configuration", model.config.layers)):
+        if wanted and wanted != found:
+            raise ValueError(f"the logits must depend on all {wanted:g} layers that the {what} "
+                             f"tell of, not {found}; an exporter takes a layer as wide as the "
+                             "vocabulary for the head, so keep those sizes different")
+
+
+def _positions(lowering: Lowering, max_positions: int | None) -> int:
+    """Return the largest context: what was asked for, or the configuration, or the tables allow."""
+    rows = min((node.op.cos.shape[0] for node in lowering.nodes.values()
+                if isinstance(node.op, Rope)), default=lowering.positions or 0)
+    if max_positions is not None and max_positions > rows:
+        raise ValueError(f"max_positions must be at most {rows}, the rows of the rotary tables, "
+                         f"not {max_positions}")
+    if not rows:
+        raise ValueError("max_positions must be given: there is no rotary table and no "
+                         "max_position_embeddings in config.json")
+    return max_positions or min(rows, lowering.positions or rows)
+
+
+def _reached(lowering: Lowering, output: str) -> list[Node]:
+    """Return the canonical nodes that the output depends on, in order."""
+    wanted = {output}
+    for node in reversed(lowering.nodes.values()):
+        if node.name in wanted:
+            wanted.update(node.inputs)
+    return [node for node in lowering.nodes.values() if node.name in wanted]
+
+
+def _cut(node: Node, positions: int) -> Node:
+    """Return ``node`` with rotary tables of ``positions`` rows."""
+    if not isinstance(node.op, Rope) or len(node.op.cos) == positions:
+        return node
+    return replace(node, op=replace(node.op, cos=node.op.cos[:positions],
+                                    sin=node.op.sin[:positions]))

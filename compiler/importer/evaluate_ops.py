@@ -127,7 +127,7 @@ def _fill(op: Op, wanted: Array) -> Array:
         if math.prod(tensor.dims) != 1:
             raise op.refuse("value", "one element", list(tensor.dims))
         fill = numpy_helper.to_array(tensor)
-    return np.full(bounded(op, wanted.reshape(-1)), fill.reshape(-1)[0])
+    return np.full(bounded(op, wanted.reshape(-1).tolist()), fill.reshape(-1)[0])
 
 
 def slice_at(op: Op, rank: int, given: Sequence[Array | None]) -> tuple[slice, ...]:

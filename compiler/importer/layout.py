@@ -128,6 +128,7 @@ def expand(lowering: Lowering, op: Op) -> tuple[Value, ...]:
 @lowers("Slice")
 def slice_(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     value = lowering.values[op.input(0)]
+    lowering.cropped |= isinstance(value, Past)
     given = [lowering.evaluate(name, lowering.layout) if name else None for name in op.inputs[1:]]
     cuts = slice_at(op, len(value.axes), given)
     have = shape(value.axes, lowering.layout)

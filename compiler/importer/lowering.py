@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.compiler import graph
-from alula.compiler.importer.coverage import Coverage, Disposition, Entry, Refused
+from alula.compiler.importer.coverage import Coverage, Disposition, Entry
 from alula.compiler.importer.evaluate import NUMPY_ERRORS, Evaluator
 from alula.compiler.importer.model import Model, Op
+from alula.compiler.importer.remedies import OTHERWISE, REMEDIES
 from alula.compiler.importer.values import (
     TOKENS,
     Atom,
@@ -94,9 +95,10 @@ class Lowering:
         self._constants: dict[str, Array] = {}
         self._evaluator = Evaluator(model, self.values)
         self.cached = self._cache_inputs()
-        past = 29 if self.cached else 0
-        self.layout = Setting(23, past)  # primes: no size of a model is a multiple by chance
-        self._other = Setting(31, past + past)
+        self.cropped = False  # set where the graph keeps only a window of the cache
+        # Primes, so that no size of a model is one by chance.
+        self.layout = Setting(23, 11 if self.cached else 0)
+        self._other = Setting(31, 13 if self.cached else 0)
 
     def _cache_inputs(self) -> bool:
         """Give a meaning to the inputs that hold cached keys and values; say if there are any."""
@@ -157,7 +159,8 @@ class Lowering:
         handler = HANDLERS.get((op.domain, op.kind))
         try:
             if handler is None:
-                raise op.refuse("the operator", "one Alula lowers", op.kind)
+                raise op.refuse("the operator", "one Alula lowers", op.kind,
+                                REMEDIES.get(op.kind, OTHERWISE))
             if blocked:
                 self._follow(op, blocked[0])
                 return
@@ -294,5 +297,3 @@ class Lowering:
         """Set what the coverage says of ``op`` instead of the canonical nodes it made."""
         self._entries[op] = kind, why
 
-
-__all__ = ["BUILT_IN", "Lowering", "Refused", "lowers", "settles"]

@@ -44,7 +44,7 @@ def window(lowering: Lowering, op: Op, masks: Masks, *, causal: bool = False) ->
 def _search(lowering: Lowering, op: Op, masks: Masks, causal: bool) -> int:
     """Return the window shown by long probes: the newest token of a full cache, if there is one."""
     limit = lowering.positions or UNSEEN_CONTEXT
-    if lowering.cached:
+    if lowering.cached and not lowering.cropped:
         probes = [Setting(2, limit)]
     else:
         probes = [Setting(tokens, 0) for tokens in _squares(lowering, op, masks, limit)]
@@ -69,8 +69,8 @@ def _squares(lowering: Lowering, op: Op, masks: Masks, limit: int) -> list[int]:
             if value.dtype.kind in "iu" and value.size == 1:
                 numbers.add(abs(int(value.reshape(-1)[0])))
     windows = sorted(number for number in numbers if 60 < number < limit)
-    if windows and windows[-1] >= LARGEST_SQUARE:
-        raise op.refuse("a sliding window without a cache", f"below {LARGEST_SQUARE}",
+    if windows and windows[-1] > LARGEST_SQUARE:
+        raise op.refuse("a sliding window seen without a whole cache", f"at most {LARGEST_SQUARE}",
                         windows[-1], "export with past key and value inputs")
     return [64, *(number + 2 for number in windows)]
 

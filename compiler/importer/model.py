@@ -56,8 +56,8 @@ class Op:
             value = value.decode(errors="replace")
         if isinstance(default, list):
             value = list(value) if isinstance(value, Iterable) else value
-        if type(value) is not type(default) or isinstance(value, list) and not all(
-                type(item) is int for item in value):
+        numbers = isinstance(value, list) and all(type(item) is int for item in value)
+        if type(value) is not type(default) or (isinstance(value, list) and not numbers):
             raise self.refuse(name, f"a {type(default).__name__}", f"{value!r:.60}")
         return value
 

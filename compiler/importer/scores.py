@@ -8,22 +8,17 @@ import numpy as np
 
 from alula.compiler.importer.attention import attend
 from alula.compiler.importer.coverage import Disposition
-from alula.compiler.importer.functions import factor
+from alula.compiler.importer.heads import (
+    head_width,
+    operand,
+    query_heads,
+    shared_heads,
+    token_axis,
+)
 from alula.compiler.importer.lowering import Lowering, lowers
 from alula.compiler.importer.masks import NEVER, window
 from alula.compiler.importer.model import Op
-from alula.compiler.importer.values import (
-    TOKENS,
-    Atom,
-    Axes,
-    Axis,
-    Rows,
-    Scores,
-    Symbol,
-    Value,
-    compact,
-    merged,
-)
+from alula.compiler.importer.values import Atom, Axes, Scores, Value
 
 GUARD = "guards a row that sees no token, which causal attention does not have"
 
@@ -33,60 +28,20 @@ def product(lowering: Lowering, op: Op) -> Value:
     left = lowering.values[op.input(0)]
     if isinstance(left, Scores):
         return _weighted(lowering, op, left)
-    query, key = (_scaled(lowering, op, at) for at in (0, 1))
-    rows, keys = query[0], key[0]
-    head_dim = _width(rows.axes[-1])
-    heads = rows.width // head_dim if head_dim else 0
-    if not heads or not _is_heads(rows, heads, head_dim, TOKENS, tail=(-2, -1)):
-        raise op.refuse("first operand", "queries of shape [batch, heads, tokens, head_dim]",
-                        "another arrangement")
-    kv_heads = _kv_heads(op, keys, heads, head_dim, tail=(-1, -2))
-    axes = (*rows.axes[:-1], _tokens(keys))
-    return Scores(axes=axes, query=rows, key=keys, kv_heads=kv_heads,
-                  scale=query[1] * key[1])
-
-
-def _scaled(lowering: Lowering, op: Op, at: int) -> tuple[Rows, float]:
-    found = factor(lowering.values[op.input(at)])
-    return found if found is not None else (lowering.settle(op, at), 1.0)
-
-
-def _width(axis: Axis) -> int:
-    atoms = merged(axis)
-    one = len(atoms) == 1 and atoms[0].stride == 1 and isinstance(atoms[0].size, int)
-    return int(atoms[0].size) if one else 0  # type: ignore[arg-type]
-
-
-def _tokens(rows: Rows) -> Axis:
-    """Return the token axis of keys or values: with the cache, if they were appended to one."""
-    return (Atom(Symbol.TOTAL),) if rows.past else TOKENS
-
-
-def _is_heads(rows: Rows, heads: int, head_dim: int, tokens: Axis, tail: tuple[int, int],
-              repeat: int = 1) -> bool:
-    """Whether axes are (heads, repeats), and at ``tail`` tokens and the elements of a head."""
-    wanted: list[Axis] = [(), ()]
-    wanted[tail[0]], wanted[tail[1]] = tokens, (Atom(head_dim, 1),)
-    shared: Axis = (Atom(heads, head_dim), Atom(repeat, 0))
-    return compact(rows.axes) == compact((shared, *wanted))
-
-
-def _kv_heads(op: Op, rows: Rows, heads: int, head_dim: int, tail: tuple[int, int]) -> int:
-    """Return how many heads keys or values have before their repetition for the query heads."""
-    kv_heads, rest = divmod(rows.width, head_dim)
-    if rest or not kv_heads or heads % kv_heads or not _is_heads(
-            rows, kv_heads, head_dim, _tokens(rows), tail, heads // kv_heads):
-        raise op.refuse("second operand", f"keys or values for {heads} heads of {head_dim}, each "
-                        "repeated for consecutive query heads", "another arrangement")
-    return kv_heads
+    (query, query_scale), (key, key_scale) = operand(lowering, op, 0), operand(lowering, op, 1)
+    head_dim = head_width(query.axes[-1])
+    heads = query_heads(op, query, head_dim, "htd")
+    kv_heads = shared_heads(op, key, heads, head_dim, "hdt")
+    return Scores(axes=(*query.axes[:-1], token_axis(key)), query=query, key=key,
+                  kv_heads=kv_heads, scale=query_scale * key_scale)
 
 
 def _weighted(lowering: Lowering, op: Op, found: Scores) -> Value:
     """Lower the product of attention weights and values: the whole attention."""
     value, key = lowering.settle(op, 1), found.key
-    head_dim = _width(found.query.axes[-1])
+    head_dim = head_width(found.query.axes[-1])
     heads = found.query.width // head_dim
-    kv_heads = _kv_heads(op, value, heads, head_dim, tail=(-2, -1))
+    kv_heads = shared_heads(op, value, heads, head_dim, "htd")
     if not found.softmax or kv_heads != found.kv_heads or bool(value.past) != bool(key.past):
         raise op.refuse("operands", "softmax weights and values cached as the keys are",
                         "scores without softmax, or values of other heads")

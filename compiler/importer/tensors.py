@@ -22,7 +22,7 @@ DTYPES: dict[int, Any] = {
     TensorProto.UINT32: np.dtype("<u4"), TensorProto.UINT64: np.dtype("<u8"),
 }
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-PACKED_BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4,
+PACKED_BITS: dict[int, int] = {TensorProto.INT4: 4, TensorProto.UINT4: 4,
                TensorProto.INT2: 2, TensorProto.UINT2: 2}
 SIGNED = (TensorProto.INT2, TensorProto.INT4, TensorProto.INT8)
 
@@ -32,7 +32,7 @@ SPARSE_SPREAD = 64
 
 def dtype_name(dtype: int) -> str:
     known = TensorProto.DataType.values()
-    return TensorProto.DataType.Name(dtype) if dtype in known else f"type {dtype}"  # type: ignore[arg-type]
+    return TensorProto.DataType.Name(dtype) if dtype in known else f"type {dtype}"
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,9 @@ def _nbytes(name: str, dtype: int, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * int(DTYPES[dtype].itemsize)
 
 
-_FIELDS = {TensorProto.FLOAT: "float_data", TensorProto.DOUBLE: "double_data",
+_FIELDS: dict[int, str] = {TensorProto.FLOAT: "float_data", TensorProto.DOUBLE: "double_data",
            TensorProto.INT64: "int64_data", TensorProto.UINT64: "uint64_data",
            TensorProto.UINT32: "uint64_data"}
-_BITS = {1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.int64}
 
 
 def _typed(tensor: TensorProto) -> NDArray[np.uint8]:

@@ -34,7 +34,7 @@ def _term(index: Array, sign: float = 1.0) -> Term:
 def selected(lowering: Lowering, op: Op, chosen: Array) -> Mixed:
     """Return some elements of the last axis of input 0."""
     value = as_mixed(lowering, op, 0)
-    terms = tuple(Term(term.index[chosen], term.sign[chosen],
+    terms = tuple(Term(term.source[chosen], term.sign[chosen],
                        tuple(term.tables[at] for at in chosen), term.columns[chosen])
                   for term in value.terms)
     return _sized(value, terms)
@@ -42,7 +42,7 @@ def selected(lowering: Lowering, op: Op, chosen: Array) -> Mixed:
 
 def _sized(value: Mixed, terms: tuple[Term, ...]) -> Mixed:
     """Return ``value`` with other terms; its last axis is no run of the row any more."""
-    return replace(value, terms=terms, axes=(*value.axes[:-1], (Atom(len(terms[0].index), 1),)))
+    return replace(value, terms=terms, axes=(*value.axes[:-1], (Atom(len(terms[0].source), 1),)))
 
 
 def negated(value: Mixed) -> Mixed:
@@ -55,9 +55,9 @@ def joined(op: Op, pieces: list[Mixed]) -> Mixed:
     if any(piece.of.node != first.of.node for piece in pieces):
         raise op.refuse("inputs", f"parts of {first.of.node!r}", "parts of other values too")
     count = max(len(piece.terms) for piece in pieces)
-    padded = [piece.terms + (_term(piece.terms[0].index, 0.0),) * (count - len(piece.terms))
+    padded = [piece.terms + (_term(piece.terms[0].source, 0.0),) * (count - len(piece.terms))
               for piece in pieces]
-    terms = tuple(Term(np.concatenate([term.index for term in row]),
+    terms = tuple(Term(np.concatenate([term.source for term in row]),
                        np.concatenate([term.sign for term in row]),
                        sum((term.tables for term in row), ()),
                        np.concatenate([term.columns for term in row]))
@@ -72,7 +72,7 @@ def turned(lowering: Lowering, op: Op, at: int) -> Mixed:
     """
     name = op.input(at)
     value = as_mixed(lowering, op, 1 - at)
-    width = len(value.terms[0].index)
+    width = len(value.terms[0].source)
     found = lowering.evaluate(name, lowering.layout).shape
     sizes = [lowering.layout.tokens if axis == TOKENS else 1 for axis in value.axes[:-1]]
     padded = (1,) * (len(value.axes) - len(found)) + found
@@ -86,7 +86,7 @@ def turned(lowering: Lowering, op: Op, at: int) -> Mixed:
 
 def summed(op: Op, left: Mixed, right: Mixed) -> Mixed:
     """Return the sum (difference, for Sub) of two values mixed from the same rows."""
-    if left.of.node != right.of.node or len(left.terms[0].index) != len(right.terms[0].index):
+    if left.of.node != right.of.node or len(left.terms[0].source) != len(right.terms[0].source):
         raise op.refuse("operands", "parts of one row, of one size", "parts of two")
     other = negated(right) if op.kind == "Sub" else right
     return replace(left, terms=left.terms + other.terms)

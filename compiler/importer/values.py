@@ -185,11 +185,11 @@ class Normed(Value):
 class Term(NamedTuple):
     """A summand of :class:`Mixed`, one entry for each element of the last axis.
 
-    ``index`` is the element of the last axis taken and ``sign`` its factor; ``tables`` and
+    ``source`` is the element of the last axis taken and ``sign`` its factor; ``tables`` and
     ``columns`` name the plumbing value and column that multiplies it, ``""`` if none does.
     """
 
-    index: NDArray[np.int64]
+    source: NDArray[np.int64]
     sign: NDArray[np.float64]
     tables: tuple[str, ...]
     columns: NDArray[np.int64]

@@ -41,7 +41,8 @@ def matrix(lowering: Lowering, op: Op, at: int, *, by_input: bool) -> Matrix:
         maker = makers.get(name)
         if maker is None or maker.kind not in ("Identity", "Cast", "Transpose", *DEQUANTIZERS):
             raise op.refuse(f"input {at}", "a weight of the file",
-                            maker or f"the graph input {name!r}")
+                            f"made by {maker}" if maker else f"the graph input {name!r}",
+                            "merge adapters (LoRA) and scales into the weights before export")
         if maker.kind in DEQUANTIZERS:
             return DEQUANTIZERS[maker.kind](lowering, maker, by_input)
         if maker.kind == "Transpose":
@@ -110,15 +111,24 @@ def quantized(op: Op, name: str, rows: int, cols: int, bits: int, block: int, co
     codes, scales, zeros
         Readers of ``(rows, cols)``, ``(rows, blocks)`` and ``(rows, blocks)``.
     """
-    group = next((size for size in GROUPS if block % size == 0 or block >= cols), 0)
-    if not group:
-        raise op.refuse("block_size", "a multiple of 16", block)
+    group = _group(op, block, cols)
     spread = np.arange(-(-cols // group)) * group // block
 
     def read(start: int, stop: int) -> Codes:
         return Codes(codes(start, stop), scales(start, stop)[:, spread],
                      zeros(start, stop)[:, spread])
     return QuantMatrix(name=name, rows=rows, cols=cols, bits=bits, group=group, read=read)
+
+
+def _group(op: Op, block: int, cols: int) -> int:
+    """Return the group for blocks of ``block``: the same, or the largest that divides it."""
+    if block in GROUPS:
+        return block
+    if block >= cols:
+        return next((size for size in reversed(GROUPS) if size >= cols), GROUPS[0])
+    if block % GROUPS[-1]:
+        raise op.refuse("block_size", f"a multiple of {GROUPS[-1]}", block)
+    return next(size for size in GROUPS if block % size == 0)
 
 
 def filled(value: int, blocks: int) -> Reader:
