@@ -1,0 +1,325 @@
+"""The command line: ``alula COMMAND``. Only this module reads the environment and exits."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alula.compiler.compile import Options, compile as compile_graph
+from alula.compiler.importer import Refused, import_model, read_coverage
+from alula.compiler.program import Program, load, save
+from alula.compiler.recipe import parse
+from alula.compiler.shapes import SHAPES, shape_graph
+from alula.compiler.verify import verify
+from alula.host.device import open_device
+from alula.host.generate import Sampling, generate, measure, session_logits
+from alula.host.screen import LOG, Screen
+from alula.host.session import Session
+from alula.host.text import Stream, Text, read_files
+from alula.hw import isa
+from alula.hw.arch import BUILDS, build
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Run large language models on FPGAs.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")]
+Device = Annotated[str, typer.Option(help="What runs the program: golden.")]
+Prompt = Annotated[str, typer.Option(help="Text to continue.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to make.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the best token each time.")]
+TopK = Annotated[int, typer.Option(help="Choose among the best N tokens; 0 for all.")]
+Seed = Annotated[int, typer.Option(help="Seed of the choice.")]
+Context = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")]
+Sequences = Annotated[int, typer.Option(min=1, help="Sequences held at a time.")]
+Quantize = Annotated[str | None, typer.Option(
+    help="Quantize float weights, for example w4g64 or w4g128+8:16.")]
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user ends in one line and a non-zero exit."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Refused as refusal:
+        _fail(str(refusal), 2)
+    except (ValueError, OSError, MemoryError) as error:
+        LOG.error("%s", traceback.format_exc())
+        _fail(str(error) or type(error).__name__, 1)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # of click, or typer
+            _fail(error.format_message(), error.exit_code)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"alula: {message}\n")
+    sys.exit(code)
+
+
+STAGES = {"check": "check the graph", "fuse": "fuse operations", "place": "place buffers",
+          "emit": "emit instructions", "pack": "pack weights", "tables": "write tables",
+          "verify": "prove the program safe"}
+
+
+def _compile_directory(directory: Path, arch: str, options: Options, quantize: str | None,
+                       begin: Callable[[str, int], Any], near: Path | None = None) -> Program:
+    begin("read the model", 0)
+    graph, _ = import_model(directory)
+    begin("quantize weights" if quantize else "keep the weights' codes", 0)
+    if quantize:
+        from alula.compiler.quantize import quantize as quantize_graph
+
+        graph = quantize_graph(graph, parse(quantize))
+    return compile_graph(
+        graph, build(arch), options, name=directory.resolve().name,
+        tokenizer=read_files(directory), near=near,
+        stage=lambda name, total: begin(STAGES[name], total))
+
+
+@app.command()
+def inspect(directory: Annotated[Path, typer.Argument(help="Model directory.")],
+            as_json: Json = False, quiet: Quiet = False) -> None:
+    """Say what would become of every node of a model, and what its weights cost."""
+    from alula.compiler.inspect import describe_weights
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    with screen.steps(2) as steps:
+        steps.begin("read the model")
+        coverage = read_coverage(directory)
+        steps.begin("look at the weights")
+        weights = describe_weights(directory) if not coverage.refusals else []
+    if not as_json:
+        screen.out.print(coverage.table())
+        screen.table("Linear layers", ("matrix", "rows", "cols", "format", "zeros", "rows dropped",
+                                       "bytes"), [tuple(weight.values()) for weight in weights])
+        screen.out.print(coverage.summary())
+    screen.result({"coverage": json.loads(coverage.to_json()), "weights": weights})
+    if coverage.refusals:
+        raise typer.Exit(2)
+
+
+@app.command(name="compile")
+def compile_command(
+        directory: Annotated[Path | None, typer.Argument(help="Model directory.")] = None,
+        output: Annotated[Path | None, typer.Option("--output", "-o",
+                                                    help="Program file to write.")] = None,
+        arch: Arch = "sim",
+        shape: Annotated[str | None, typer.Option(
+            help=f"Compile only the structure of a known model: {', '.join(SHAPES)}.")] = None,
+        recipe: Annotated[str, typer.Option(help="Format of the shape's weights.")] = "w4g128",
+        quantize: Quantize = None, context: Context = None, sequences: Sequences = 8,
+        as_json: Json = False, quiet: Quiet = False) -> None:
+    """Compile a model directory to a program file."""
+    screen = Screen(as_json=as_json, quiet=quiet)
+    if (directory is None) == (shape is None):
+        raise ValueError("either a model directory or --shape must be given")
+    if directory is not None and output is None:
+        raise ValueError("-o FILE must be given with a model directory")
+    options = Options(context=context, sequences=sequences)
+    with screen.steps(len(STAGES) + (3 if directory else 0)) as steps:
+        if directory is None:
+            program = compile_graph(
+                shape_graph(str(shape), parse(recipe)), build(arch), options, name=str(shape),
+                images=False, stage=lambda name, total: steps.begin(STAGES[name], total))
+        else:
+            assert output is not None
+            program = _compile_directory(directory, arch, options, quantize, steps.begin,
+                                         output.resolve().parent)
+            steps.begin("write the file")
+            save(program, output)
+        steps.finish()
+    facts = _program_facts(program)
+    screen.table(f"{program.model.name} for {arch}", ("", ""),
+                 [(name.replace("_", " "), _figure(value)) for name, value in facts.items()])
+    screen.result(facts)
+
+
+def _program_facts(program: Program) -> dict[str, Any]:
+    statistics = program.statistics
+    return {
+        "model": program.model.name, "arch": program.arch.name,
+        "parameters": program.model.parameters,
+        "program_bytes": program.program_bytes, "instructions": len(program.instructions),
+        "weight_bytes": statistics["bytes"]["total"],
+        "bits_per_weight": statistics["bits_per_weight"],
+        "padding_share": statistics["bytes"]["padding"] / max(statistics["bytes"]["total"], 1),
+        "scale_error": statistics["scale_error"],
+        "context": min(program.memory.page_stride * 4 * 64, program.model.positions),
+        "cache_slots": program.memory.slots, "isa": isa.isa_hash(), "arch_hash": program.arch.hash,
+    }
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@app.command()
+def disasm(file: Annotated[Path, typer.Argument(help="Program file.")],
+           as_json: Json = False) -> None:
+    """Print a program's instructions."""
+    screen = Screen(as_json=as_json)
+    program = load(file, check=False)
+    lines = [isa.text(instruction) for instruction in program.instructions]
+    if not as_json:
+        depth = 0
+        for at, (line, instruction) in enumerate(zip(lines, program.instructions, strict=True)):
+            depth -= isinstance(instruction, isa.EndLoop)
+            sys.stdout.write(f"{at:5}  {'  ' * depth}{line}\n")
+            depth += isinstance(instruction, isa.Loop)
+    screen.result({"instructions": lines})
+
+
+@app.command()
+def run(file: Annotated[Path, typer.Argument(help="Program file.")], prompt: Prompt = "",
+        max_new_tokens: NewTokens = 64, device: Device = "golden",
+        temperature: Temperature = 0.0, top_k: TopK = 0, seed: Seed = 0,
+        as_json: Json = False, quiet: Quiet = False) -> None:
+    """Generate text with a program."""
+    screen = Screen(as_json=as_json, quiet=quiet)
+    with screen.steps(2) as steps:
+        steps.begin("read the program")
+        program = verify(load(file))
+        steps.begin("start the device")
+        session = Session(open_device(device, program))
+        steps.finish()
+    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+    screen.result(_generate(screen, session, prompt, max_new_tokens, sampling))
+
+
+def _generate(screen: Screen, session: Session, prompt: str, count: int,
+              sampling: Sampling) -> dict[str, Any]:
+    """Generate, printing text as it comes; return the facts of the run."""
+    program = session.device.program
+    text = Text(program.tokenizer)
+    given = text.encode(prompt)
+    if not given:
+        start = program.model.bos_token
+        given = [start if start is not None else next(iter(program.model.eos_tokens), 0)]
+    stream, tokens = Stream(text), []
+    screen.text(prompt)
+    begun = time.perf_counter()
+    first = begun
+    for token in generate(session, given, count, sampling):
+        first = first if tokens else time.perf_counter()
+        tokens.append(token)
+        if token not in program.model.eos_tokens:
+            screen.text(stream.push(token))
+    ended = time.perf_counter()
+    screen.text("\n")
+    rate = (len(tokens) - 1) / (ended - first) if len(tokens) > 1 else 0.0
+    facts = {
+        "device": session.device.name, "model": program.model.name, "arch": program.arch.name,
+        "prompt_tokens": len(given), "new_tokens": len(tokens), "tokens_per_s": rate,
+        "time_to_first_token_s": first - begun, "tokens": tokens,
+        "text": text.decode([t for t in tokens if t not in program.model.eos_tokens]),
+    }
+    screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s; "
+                f"log: {screen.log}")
+    return facts
+
+
+@app.command(name="eval")
+def evaluate(file: Annotated[Path, typer.Argument(help="Program file.")],
+             text: Annotated[Path, typer.Option("--text", help="Text file.")],
+             reference: Annotated[Path | None, typer.Option(
+                 help="Model directory, to measure with ONNX Runtime too.")] = None,
+             device: Device = "golden",
+             window: Annotated[int, typer.Option(min=2, help="Tokens of context.")] = 256,
+             limit: Annotated[int, typer.Option(help="Bytes of text to use; 0 for all.")] = 0,
+             as_json: Json = False, quiet: Quiet = False) -> None:
+    """Measure loss, perplexity and bits per byte on a text."""
+    screen = Screen(as_json=as_json, quiet=quiet)
+    content = text.read_text(encoding="utf-8")
+    content = content[:limit] if limit else content
+    program = verify(load(file))
+    words = Text(program.tokenizer)
+    found = {}
+    with screen.steps(2 if reference else 1) as steps:
+        session = Session(open_device(device, program))
+        window = min(window, session.context)
+        found[device] = _measure(steps, f"measure on {device}", session_logits(session), words,
+                                 content, window)
+        if reference:
+            from alula.host.reference import onnx_logits
+
+            found["onnxruntime"] = _measure(steps, "measure on ONNX Runtime",
+                                            onnx_logits(reference, program.model.head_dim), words, content, window)
+        steps.finish()
+    rows = [(name, f"{loss.loss:.4f}", f"{loss.perplexity:.3f}", f"{loss.bits_per_byte:.4f}",
+             f"{loss.tokens:,}") for name, loss in found.items()]
+    screen.table(f"{program.model.name} on {text.name}, windows of {window}",
+                 ("", "loss", "perplexity", "bits per byte", "tokens"), rows)
+    facts = {name: {"loss": loss.loss, "perplexity": loss.perplexity,
+                    "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens,
+                    "bytes": loss.bytes} for name, loss in found.items()}
+    screen.result({**facts[device], "device": device, "window": window,
+                   "reference": facts.get("onnxruntime")})
+
+
+def _measure(steps: Any, name: str, logits: Any, text: Text, content: str, window: int) -> Any:
+    advance = steps.begin(name, 1.0)
+    done = 0.0
+
+    def report(count: int, total: int) -> None:
+        nonlocal done
+        advance(count / total - done)
+        done = count / total
+    return measure(logits, text, content, window, report)
+
+
+@app.command()
+def demo(prompt: Prompt = "The return value is", max_new_tokens: NewTokens = 64,
+         device: Device = "golden", arch: Arch = "sim",
+         model: Annotated[str, typer.Option(help="Bundled model: dense or sparse.")] = "sparse",
+         temperature: Temperature = 0.0, top_k: TopK = 0, seed: Seed = 0,
+         as_json: Json = False, quiet: Quiet = False) -> None:
+    """Compile the bundled model and generate text with it."""
+    if model not in ("dense", "sparse"):
+        raise ValueError(f"model must be dense or sparse, not {model!r}")
+    screen = Screen(as_json=as_json, quiet=quiet)
+    with screen.steps(len(STAGES) + 3) as steps:
+        directory = Path(str(files("alula.host.bundled"))) / model
+        program = _compile_directory(directory, arch, Options(), None, steps.begin)
+        steps.begin(f"start the device: {device}")
+        session = Session(open_device(device, program))
+        steps.finish()
+    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+    facts = _generate(screen, session, prompt, max_new_tokens, sampling)
+    screen.result({**facts, **{name: value for name, value in _program_facts(program).items()
+                               if name not in facts}})
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has and what it can run."""
+    from alula.host.doctor import examine
+
+    screen = Screen(as_json=as_json)
+    found = examine()
+    screen.table("This machine", ("what", "found", "needed for"),
+                 [(check["name"], check["found"], check["purpose"]) for check in found])
+    screen.result({"checks": found, "log": str(screen.log)})
+
+
+if __name__ == "__main__":
+    main()

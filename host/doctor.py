@@ -1,0 +1,42 @@
+"""What the machine has: versions, compilers, devices, and what each is needed for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+
+def examine() -> list[dict[str, str]]:
+    """Return one finding each: its name, what was found, and what it is needed for."""
+    found = [
+        ("Python", platform.python_version(), "3.11 or newer runs Alula"),
+        ("machine", f"{platform.machine()}, {os.cpu_count()} cores", "packing, golden model"),
+    ]
+    for package, purpose in (
+            ("numpy", "everything"), ("onnx", "reading models"), ("tokenizers", "text"),
+            ("onnxruntime", "alula eval --reference; extra [dev]"),
+            ("torch", "GPU device; extra [gpu]"), ("triton", "GPU device; extra [gpu]"),
+            ("pynq", "Zynq boards; extra [pynq]")):
+        found.append((package, _version(package), purpose))
+    found.append(("pyxrt", _pyxrt(), "Alveo boards; comes with XRT, for one Python version"))
+    compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    found.append(("C++ compiler", compiler or "not found", "RTL simulation"))
+    return [{"name": name, "found": what, "purpose": purpose} for name, what, purpose in found]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _pyxrt() -> str:
+    if importlib.util.find_spec("pyxrt") is None:
+        return (f"not found for Python {sys.version_info.major}.{sys.version_info.minor}; source "
+                "XRT's setup.sh")
+    return "found"
