@@ -11,9 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from alula.compiler.compile import Options, compile as compile_graph
+from alula.compiler.graph import Graph, Linear
 from alula.compiler.importer import Refused, import_model, read_coverage
 from alula.compiler.program import Program, load, save
 from alula.compiler.recipe import parse
@@ -114,6 +117,71 @@ def inspect(directory: Annotated[Path, typer.Argument(help="Model directory.")],
     screen.result({"coverage": json.loads(coverage.to_json()), "weights": weights})
     if coverage.refusals:
         raise typer.Exit(2)
+
+
+@app.command()
+def compress(directory: Annotated[Path, typer.Argument(help="Model directory.")],
+             output: Annotated[Path, typer.Option("--output", "-o", help="New directory.")],
+             recipe: Annotated[str, typer.Option(
+                 help="Format, for example w4g32, w4g64a, w4g128+8:16, w4g32+drop50.")] = "w4g32",
+             rounding: Annotated[str, typer.Option(help="rtn or gptq.")] = "rtn",
+             score: Annotated[str, typer.Option(help="magnitude or wanda.")] = "magnitude",
+             calibration: Annotated[Path | None, typer.Option(
+                 help="Text for gptq and wanda.")] = None,
+             windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 16,
+             window: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 128,
+             as_json: Json = False, quiet: Quiet = False) -> None:
+    """Quantize and prune an ONNX model into an ONNX model that other tools can read."""
+    from alula.compiler.compress import compress as write_compressed
+    from alula.compiler.quantize import Method, Rounding, Score, quantize as quantize_graph
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    wanted = parse(recipe)
+    begun = time.perf_counter()
+    with screen.steps(4) as steps:
+        steps.begin("read the model")
+        graph, _ = import_model(directory)
+        steps.begin("read the calibration text")
+        method = Method(
+            rounding=_choice("rounding", rounding, Rounding), score=_choice("score", score, Score),
+            windows=_windows(directory, calibration, windows, window, graph.vocab))
+        size = _linear_weights(graph)
+        graph = quantize_graph(graph, wanted, method, steps.begin("quantize layers", size))
+        write_compressed(directory, graph, output, steps.begin("write the model"))
+        steps.finish()
+    size_after = sum(path.stat().st_size for path in output.iterdir())
+    facts = {"recipe": str(wanted), "rounding": rounding, "score": score,
+             "bytes": size_after, "seconds": time.perf_counter() - begun, "output": str(output)}
+    screen.table(f"{directory.name} compressed", ("", ""),
+                 [(name, _figure(value)) for name, value in facts.items()])
+    screen.result(facts)
+
+
+def _choice(name: str, value: str, kind: Any) -> Any:
+    if value not in list(kind):
+        raise ValueError(f"{name} must be one of {', '.join(kind)}, not {value!r}")
+    return kind(value)
+
+
+def _linear_weights(graph: Graph) -> int:
+    return sum(node.op.weight.rows * node.op.weight.cols for node in graph.nodes
+               if isinstance(node.op, Linear))
+
+
+def _windows(directory: Path, text: Path | None, count: int, length: int,
+             vocab: int) -> NDArray[np.int64] | None:
+    """Return calibration windows of tokens, spread evenly over the text; None without a text."""
+    if text is None:
+        return None
+    tokens = Text(read_files(directory)).encode(text.read_text(encoding="utf-8"))
+    if len(tokens) < length:
+        raise ValueError(f"the calibration text must have at least {length} tokens, "
+                         f"not {len(tokens)}; use a longer text or a smaller --window")
+    if max(tokens) >= vocab:
+        raise ValueError(f"tokens must be below {vocab}, not {max(tokens)}; the tokenizer is not "
+                         "the model's")
+    starts = np.linspace(0, len(tokens) - length, count).astype(int)
+    return np.array([tokens[start:start + length] for start in starts], np.int64)
 
 
 @app.command(name="compile")

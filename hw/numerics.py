@@ -21,7 +21,7 @@ PAGE_CLASSES = 8  # pages merge in classes of the page number modulo this
 PARTIALS = 16  # strided partial sums of a reduction
 WEIGHT_BITS = (2, 3, 4, 8)
 GROUPS = (16, 32, 64, 128, 256)
-SOFTMAX_BITS = 12  # width of the softmax weights in softmax . V; docs/numbers.md says why
+SOFTMAX_BITS = 8  # width of the softmax weights in softmax . V; docs/numbers.md says why
 SOFTMAX_MAX = (1 << SOFTMAX_BITS) - 1
 
 LOG2_E = np.float32(1.4426950408889634)
@@ -324,10 +324,10 @@ def attend_page(scores: F32, values: I8, value_scales: F32, kept: NDArray[np.boo
     largest = scaled.max(axis=-1)
     inverse = np.where(largest == 0, np.float32(0), mul(reciprocal(largest), SOFTMAX_MAX))
     codes = round_to_int(mul(scaled, inverse[..., None]), 0, SOFTMAX_MAX)
-    # Below 2**16 * 127 * 64 < 2**31: exact in the float64 that this product is computed in.
-    sums = np.matmul(codes[..., None, :].astype(np.float64), values.astype(np.float64))[..., 0, :]
+    # Below 255 * 127 * 64 < 2**24, so fp32 holds every partial sum.
+    sums = np.matmul(codes[..., None, :].astype(np.float32), values.astype(np.float32))[..., 0, :]
     back = mul(largest, np.float32(1 / SOFTMAX_MAX))
-    return Partial(peak, total, mul(from_int(sums.astype(np.int64)), back[..., None]))
+    return Partial(peak, total, mul(sums, back[..., None]))
 
 
 def attend_pages(scores: F32, values: I8, value_scales: F32, kept: NDArray[np.bool_]) -> F32:
