@@ -33,6 +33,7 @@ class Evaluator:
     def __init__(self, model: Model, values: Mapping[str, Value]) -> None:
         self.model = model
         self.values = values
+        self._place = {op: at for at, op in enumerate(model.ops)}
 
     def __call__(self, name: str, setting: Setting, known: dict[str, Array]) -> Array:
         """Return the value ``name``; ``known`` holds what was found before and is added to."""
@@ -43,7 +44,8 @@ class Evaluator:
 
     def needed(self, name: str, known: dict[str, Array]) -> list[Op]:
         """Return the operators that ``name`` depends on and are not known yet, in file order."""
-        pending, wanted = [name], set()
+        pending: list[str] = [name]
+        wanted: set[Op] = set()
         while pending:
             value = pending.pop()
             op = self.model.makers.get(value)
@@ -51,7 +53,7 @@ class Evaluator:
                 continue
             wanted.add(op)
             pending.extend(given for given in op.inputs if given and given not in self.values)
-        return [op for op in self.model.ops if op in wanted]
+        return sorted(wanted, key=self._place.__getitem__)
 
     def _leaf(self, name: str, setting: Setting, known: dict[str, Array]) -> Array:
         if name in known:

@@ -178,7 +178,8 @@ def settle_function(lowering: Lowering, op: Op, value: Function) -> Rows:
         raise op.refuse("an elementwise function", ", ".join(ActivationKind) + " of one value",
                         "another function")
     kind_name, left, right = value.parts
-    first, second = lowering.settled(op, left), lowering.settled(op, right)
+    first = lowering.settled(op, left)
+    second = first if right is left else lowering.settled(op, right)
     operation = Add() if kind_name == "Add" else Mul()
     return lowering.emit(op, operation, (first.node, second.node), value.axes, first.width)
 

@@ -123,7 +123,8 @@ class Lowering:
                 self._lower(op)
 
     def _ancestors(self, output: str) -> set[Op]:
-        pending, found = [output], set()
+        pending: list[str] = [output]
+        found: set[Op] = set()
         while pending:
             op = self.model.makers.get(pending.pop())
             if op is not None and op not in found:

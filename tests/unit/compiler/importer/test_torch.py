@@ -82,9 +82,11 @@ def test_optimum(tmp_path: Path, agrees: Agrees, kind: str, attention: str) -> N
     agrees(directory)
 
 
-def test_optimum_without_cache(tmp_path: Path, agrees: Agrees) -> None:
-    model = exporters.causal_lm("Llama", num_key_value_heads=1)
-    agrees(exporters.torch_export(model, tmp_path, opset=18, cache=False, dynamo=False))
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_optimum_head_ratios(tmp_path: Path, agrees: Agrees, kv_heads: int) -> None:
+    model = exporters.causal_lm("Llama", num_key_value_heads=kv_heads)
+    graph, _ = agrees(exporters.torch_export(model, tmp_path, opset=18, cache=True, dynamo=False))
+    assert next(graph.of(Attention)).op.kv_heads == kv_heads
 
 
 def test_fp16_weights(tmp_path: Path) -> None:
