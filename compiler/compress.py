@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from alula.compiler.graph import Codes, Graph, Linear, QuantMatrix
-from alula.compiler.importer.model import open_model
+from alula.compiler.importer.model import model_path
 
 Report = Callable[[int], None]
 _ALIGN = 4096  # of external tensors, so that readers can map them
@@ -39,22 +39,22 @@ def compress(source: Path, graph: Graph, target: Path,
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CompressError(f"{target} must not exist yet, or be an empty directory")
-    model_path = open_model(source).path
-    model = onnx.load(str(model_path), load_external_data=False)
+    path = model_path(source)
+    model = onnx.load(str(path), load_external_data=False)
     matrices = {node.name: node.op.weight for node in graph.nodes if isinstance(node.op, Linear)}
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".alula-", dir=target.resolve().parent))
     try:
         with (work / "model.onnx.data").open("wb") as data:
-            writer = _Writer(model, model_path.parent, data, report)
+            writer = _Writer(model, path.parent, data, report)
             for name, matrix in matrices.items():
                 assert isinstance(matrix, QuantMatrix)
                 writer.replace(name, matrix)
             writer.finish()
         onnx.save(model, str(work / "model.onnx"))
-        for path in source.iterdir():
-            if path.is_file() and ".onnx" not in path.name:
-                shutil.copy2(path, work / path.name)
+        for other in source.iterdir():
+            if other.is_file() and ".onnx" not in other.name:
+                shutil.copy2(other, work / other.name)
         work.chmod(0o755)
         if target.exists():
             target.rmdir()

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from alula.compiler.importer.model import model_path
+
 
 class ReferenceError(ValueError):
     """ONNX Runtime is missing, or cannot run the model."""
@@ -25,7 +27,7 @@ def onnx_logits(directory: Path,
         raise ReferenceError("onnxruntime must be installed for a reference: "
                              "pip install onnxruntime") from None
     try:
-        session = onnxruntime.InferenceSession(str(model_file(directory)))
+        session = onnxruntime.InferenceSession(str(model_path(directory)))
     except Exception as error:  # the library raises its own kinds
         raise ReferenceError(f"ONNX Runtime cannot load {directory}: {error}") from None
     inputs = {value.name: value for value in session.get_inputs()}
@@ -48,11 +50,3 @@ def onnx_logits(directory: Path,
         result: NDArray[np.float32] = session.run([logits], feed)[0][0]
         return result
     return logits_of
-
-
-def model_file(directory: Path) -> Path:
-    """Return the model file of a directory: ``model.onnx``, or the only ONNX file."""
-    found = sorted(directory.glob("*.onnx"))
-    if (directory / "model.onnx") in found or len(found) != 1:
-        return directory / "model.onnx"
-    return found[0]

@@ -132,6 +132,11 @@ def open_model(directory: Path) -> Model:
                  constants=constants, makers=makers, maps=maps)
 
 
+def model_path(directory: Path) -> Path:
+    """Return the ONNX file of a model directory; raise ValueError if there is no single one."""
+    return _find(directory, read_config(directory).filename)
+
+
 def _find(directory: Path, filename: str | None) -> Path:
     """Return the model file: the one the configuration names, model.onnx, or the only one."""
     if filename is not None:
