@@ -160,7 +160,7 @@ def memory_map(draft: Draft, arch: ArchConfig, graph: Graph, options: Options,
     return MemoryMap(
         weights=weights, cache=_region(weights.stop, slots * slot_bytes), slots=slots,
         slot_words=draft.slot_words, page_stride=page_stride // isa.WORD_BYTES,
-        sequences=options.sequences, logits_stride=draft.logits_stride, repeats=options.repeats,
+        sequences=options.sequences, context=context, logits_stride=draft.logits_stride, repeats=options.repeats,
         **regions)
 
 

@@ -97,8 +97,9 @@ def place(graph: Graph, parts: list[Section], arch: ArchConfig) -> Placement:
     pinned: set[str] = set()
     while True:
         vector, top = _place_vectors(values, pinned, reserved, arch)
-        torn = {(at, inside, outside) for at, part in enumerate(parts)
-                for outside, inside in part.carried if vector[inside] != vector[outside]}
+        torn = {(at, inside, names.get(outside, outside)) for at, part in enumerate(parts)
+                for outside, inside in part.carried
+                if vector[inside] != vector[names.get(outside, outside)]}
         fresh = {outside for _, _, outside in torn} - pinned
         if not fresh:
             break
@@ -141,17 +142,17 @@ class _Values:
         for part in self.parts:
             end = time + len(part.nodes) - 1
             inside = {node.name for node in part.nodes}
-            carried = dict(part.carried)
+            carried = {self.names.get(outside, outside) for outside, _ in part.carried}
             for node in part.nodes:
                 self._enter(node, time, end if len(part.passes) > 1 else None, inside, carried)
                 time += 1
             for outside, value in part.carried:
                 self._extend(value, end)
-                self.ends[outside] = end
+                self.ends[self.names.get(outside, outside)] = end
         self._extend(self.graph.output, time)
 
     def _enter(self, node: Node, time: int, loop_end: int | None, inside: set[str],
-               carried: dict[str, str]) -> None:
+               carried: set[str]) -> None:
         self.nodes.append(node)
         inputs = [self.names.get(name, name) for name in node.inputs]
         if isinstance(node.op, Slice):

@@ -59,6 +59,7 @@ class MemoryMap:
     pages: Region
     page_stride: int  # words from one sequence's page table to the next
     sequences: int
+    context: int  # most tokens of a sequence
     logits: Region
     logits_stride: int  # words from one row's logits to the next
     top: Region

@@ -39,7 +39,7 @@ _UNITS = tuple(queue for queue in Queue if queue is not Queue.SYS)
 class _Slot:
     """An instruction's place in the program, and the tokens it was given."""
 
-    instruction: Instruction | None  # None: a barrier
+    instruction: Instruction | Barrier | None  # None: the end
     loops: tuple[LoopBlock, ...]
     wait: int = 0
     release: int = 0
@@ -47,9 +47,10 @@ class _Slot:
 
     @property
     def queue(self) -> Queue | None:
-        if self.instruction is None or isinstance(self.instruction, isa.SEQUENCED):
+        found = self.instruction
+        if found is None or isinstance(found, Barrier) or isinstance(found, isa.SEQUENCED):
             return None
-        return isa.runs_in(self.instruction)
+        return isa.runs_in(found)
 
 
 Clock = list[int]  # instructions of each queue that have ended
@@ -68,7 +69,7 @@ class _Order:
 
     def missing(self, slot: _Slot) -> list[tuple[Queue, int]]:
         """Return, newest first, the ``(queue, index)`` that must end before ``slot`` starts."""
-        assert slot.instruction is not None and slot.queue is not None
+        assert isinstance(slot.instruction, Instruction) and slot.queue is not None
         own = effects(slot.instruction)
         found = []
         for queue in Queue:
@@ -77,7 +78,8 @@ class _Order:
             known = self.last[slot.queue][queue]
             for index in range(len(self.past[queue]) - 1, known - 1, -1):
                 earlier = self.past[queue][index][0].instruction
-                if earlier is not None and effects(earlier).conflicts(own):
+                assert isinstance(earlier, Instruction)
+                if effects(earlier).conflicts(own):
                     found.append((queue, index))
                     break
         return found
@@ -98,7 +100,7 @@ class _Order:
 
 def schedule(items: list[Item]) -> list[Instruction]:
     """Return the program with loops flattened, barriers expanded and tokens inserted."""
-    slots = list(_slots(items, ()))
+    slots = [*_slots(items, ()), _Slot(None, ())]
     edges = _edges_within(slots)
     for source, target in edges:
         _connect(source, target, slots)
@@ -115,14 +117,14 @@ def _slots(items: list[Item], loops: tuple[LoopBlock, ...]) -> Iterator[_Slot]:
             yield from _slots(item.body, inside)
             yield _Slot(isa.EndLoop(), inside)
         else:
-            yield _Slot(None if isinstance(item, Barrier) else item, loops)
+            yield _Slot(item, loops)
 
 
 def _edges_within(slots: list[_Slot]) -> list[tuple[_Slot, _Slot]]:
     """Return the orders to enforce along one run in which every loop runs once."""
     order, edges = _Order(), []
     for slot in slots:
-        if slot.instruction is None:
+        if isinstance(slot.instruction, Barrier):
             order.barrier()
         elif slot.queue is not None:
             edges += [(source, slot) for source in _take(order, slot)]
@@ -207,8 +209,7 @@ def _close(loop: LoopBlock, slots: list[_Slot], edges: list[tuple[_Slot, _Slot]]
     pairs = {(a.queue, b.queue) for a, b in edges
              if loop in _identity(a.loops) and loop in _identity(b.loops)}
     if any((a.queue, b.queue) in pairs for a, b in carried):
-        loop.body.append(BARRIER)
-        slots.insert(_index_after(loop, slots) - 1, _Slot(None, body[0].loops))
+        slots.insert(_index_after(loop, slots) - 1, _Slot(BARRIER, body[0].loops))
         return
     start, after = slots[_index_of(loop, slots)], slots[_index_after(loop, slots)]
     for source, target in carried:
@@ -227,7 +228,7 @@ def _carried(body: list[_Slot], inside: set[tuple[int, int]]) -> list[tuple[_Slo
     for iteration in range(2):
         first: dict[int, int] = {}
         for slot in body:
-            if slot.instruction is None:
+            if isinstance(slot.instruction, Barrier):
                 order.barrier()
                 continue
             if slot.queue is None:
@@ -252,9 +253,9 @@ def _carried(body: list[_Slot], inside: set[tuple[int, int]]) -> list[tuple[_Slo
 def _flatten(slots: list[_Slot]) -> Iterator[Instruction]:
     for slot in slots:
         yield from slot.before
-        if slot.instruction is None:
+        if isinstance(slot.instruction, Barrier):
             yield from _expand_barrier()
-        else:
+        elif slot.instruction is not None:
             yield replace(slot.instruction, wait=slot.instruction.wait | slot.wait,
                           release=slot.instruction.release | slot.release)
 

@@ -230,7 +230,7 @@ def _program_facts(program: Program) -> dict[str, Any]:
         "bits_per_weight": statistics["bits_per_weight"],
         "padding_share": statistics["bytes"]["padding"] / max(statistics["bytes"]["total"], 1),
         "scale_error": statistics["scale_error"],
-        "context": min(program.memory.page_stride * 4 * 64, program.model.positions),
+        "context": program.memory.context,
         "cache_slots": program.memory.slots, "isa": isa.isa_hash(), "arch_hash": program.arch.hash,
     }
 

@@ -33,7 +33,8 @@ class Row(NamedTuple):
 class Session:
     """A device and the sequences whose keys and values it holds.
 
-    ``lengths`` has, for each sequence, the positions that are in the cache.
+    ``lengths`` has, for each sequence, the positions that are in the cache; ``context`` is the
+    most that one can have.
     """
 
     device: Device
@@ -43,12 +44,7 @@ class Session:
         memory = self.device.program.memory
         self.pages: dict[int, list[int]] = {}
         self.free = [list(range(memory.slots))[::-1] for _ in range(PAGE_CLASSES)]
-        self.limit = memory.page_stride * 4 * PAGE_TOKENS
-
-    @property
-    def context(self) -> int:
-        """Most positions that one sequence can have."""
-        return min(self.limit, self.device.program.model.positions)
+        self.context = memory.context
 
     def open(self) -> int:
         """Return a new, empty sequence."""

@@ -110,6 +110,12 @@ class Instruction:
     wait: int = 0
     release: int = 0
 
+    def __post_init__(self) -> None:
+        for name, spec in self.operands().items():
+            if spec["kind"] is float:  # what a field can hold, so that decoding gives it back
+                value = struct.unpack("<f", struct.pack("<f", getattr(self, name)))[0]
+                object.__setattr__(self, name, value)
+
     @classmethod
     def operands(cls) -> dict[str, dict]:
         """Return the own fields in order: name to ``width``, ``doc``, ``kind``."""

@@ -25,6 +25,8 @@ SOFTMAX_BITS = 8  # width of the softmax weights in softmax . V; docs/numbers.md
 SOFTMAX_MAX = (1 << SOFTMAX_BITS) - 1
 
 LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(float.fromhex("0x1.62ep-1"))  # 12 bits: times an integer it is exact
+LN2_LOW = np.float32(np.log(2) - float(LN2_HIGH))
 ROUND_MAGIC = np.float32(1.5 * 2**23)  # adding it rounds to an integer
 EMPTY_PAGE = np.float32(-(2.0**24))  # maximum of a page with no token
 
@@ -46,7 +48,7 @@ _NAN = np.uint32(0x7FC0_0000)
 
 def canonical(x: F32) -> F32:
     """Return ``x`` with subnormals flushed to zeros of their sign and NaNs made one; may be ``x``."""
-    x = np.ascontiguousarray(x, np.float32)
+    x = np.asarray(x, np.float32)
     bits = x.view(np.uint32)
     exponent = bits & _EXPONENT
     small, large = exponent == 0, exponent == _EXPONENT
@@ -85,7 +87,7 @@ def from_int(n: NDArray[np.integer]) -> F32:
 
 def scale_by_power(x: F32, power: NDArray[np.integer] | int) -> F32:
     """Return ``x * 2**power`` by adding to the exponent; out of range gives zero or infinity."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = np.asarray(x, np.float32).view(np.uint32)
     old = (bits >> 23 & 0xFF).astype(np.int32)
     new = old + power
     sign = bits & _SIGN
@@ -121,19 +123,40 @@ def reduce_sum(x: F32) -> F32:
 def exp2(x: F32) -> F32:
     """Return ``2**x``; below -126 it is +0, from 128 it is infinite."""
     x = np.asarray(x, np.float32)
-    inside = np.clip(np.where(np.isnan(x), np.float32(0), x), -150, 130).astype(np.float32)
-    power = sub(add(inside, ROUND_MAGIC), ROUND_MAGIC)
-    part = sub(inside, power)
+    power = _nearest_integer(x)
+    return _power_of_two(x, power, sub(x, power))
+
+
+def exp(x: F32) -> F32:
+    """Return ``e**x``: ``2**k`` times ``2**(r log2 e)``, where ``r = x - k ln 2`` in two steps."""
+    x = np.asarray(x, np.float32)
+    scaled = mul(x, LOG2_E)
+    power = _nearest_integer(scaled)
+    rest = sub(sub(x, mul(power, LN2_HIGH)), mul(power, LN2_LOW))
+    return _power_of_two(scaled, power, mul(rest, LOG2_E))
+
+
+def _nearest_integer(x: F32) -> F32:
+    """Round to an integer where ``2**x`` is a number; what is outside stays outside."""
+    with np.errstate(invalid="ignore"):
+        inside = np.clip(x, np.float32(-150), np.float32(150))
+    return sub(add(inside, ROUND_MAGIC), ROUND_MAGIC)
+
+
+def _power_of_two(x: F32, power: F32, part: F32) -> F32:
+    """Return ``2**power * 2**part`` by a polynomial; ``x`` is their sum and decides the range."""
+    inside = (x >= -126) & (x < 128)
+    part = np.where(inside, part, np.float32(0))
     value = np.broadcast_to(EXP2_POLY[0], part.shape)
     for coefficient in EXP2_POLY[1:]:
         value = add(mul(value, part), coefficient)
-    value = scale_by_power(value, power.astype(np.int32))
-    value = np.where(x < -126, np.float32(0), np.where(x >= 128, np.float32(np.inf), value))
-    return canonical(np.where(np.isnan(x), x, value))
+    value = scale_by_power(value, np.where(inside, power, 0).astype(np.int32))
+    outside = np.where(x >= 128, np.float32(np.inf), np.float32(0))
+    return canonical(np.where(np.isnan(x), x, np.where(inside, value, outside)))
 
 
 def _split(x: F32) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = np.asarray(x, np.float32).view(np.uint32)
     return bits & np.uint32(0x7F_FFFF), ((bits & _EXPONENT) >> 23).astype(np.int32) - 127
 
 
@@ -169,8 +192,8 @@ def rsqrt(x: F32) -> F32:
 
 
 def sigmoid(x: F32) -> F32:
-    """Return ``1 / (1 + 2**(-x * log2 e))``."""
-    return reciprocal(add(exp2(mul(x, -LOG2_E)), np.float32(1)))
+    """Return ``1 / (1 + e**-x)``."""
+    return reciprocal(add(exp(-np.asarray(x, np.float32)), np.float32(1)))
 
 
 def silu(x: F32) -> F32:
@@ -205,7 +228,7 @@ def gelu(x: F32) -> F32:
     poly = np.broadcast_to(ERF_POLY[0], t.shape)
     for coefficient in ERF_POLY[1:]:
         poly = add(mul(poly, t), coefficient)
-    tail = mul(mul(mul(poly, t), exp2(mul(mul(z, z), -LOG2_E))), np.float32(0.5))  # (1 - erf) / 2
+    tail = mul(mul(mul(poly, t), exp(-mul(z, z))), np.float32(0.5))  # (1 - erf) / 2
     return mul(x, np.where(x < 0, tail, sub(np.float32(1), tail)))
 
 

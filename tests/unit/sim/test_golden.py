@@ -1,0 +1,81 @@
+"""The golden machine against plain floating point, and its refusals."""
+
+import numpy as np
+import pytest
+from models import Decoder, program
+
+from alula.compiler.compile import Options, compile
+from alula.compiler.evaluate import evaluate
+from alula.compiler.graph import ActivationKind
+from alula.host.device import GoldenDevice, open_device
+from alula.host.session import Row, Session, SessionError
+from alula.hw.arch import SIM
+from alula.sim.golden import EXACT_CHOICES, Machine, MachineError
+
+
+@pytest.mark.parametrize("decoder", [
+    dict(), dict(qk_norm=True, bias=True), dict(interleaved=True, window=9),
+    dict(activation=ActivationKind.GELU), dict(activation=ActivationKind.GELU_TANH),
+    dict(kv_heads=6, kept=4, bits=8), dict(asymmetric=True, bits=3, dropped=0.3),
+], ids=str)
+def test_near_float(decoder):
+    """Logits are those of the same weights in float64, but for eight-bit activations."""
+    graph = Decoder(layers=2, **decoder).graph()
+    tokens = np.random.default_rng(0).integers(0, 515, (1, 80))
+    wanted = evaluate(graph, tokens)[0]
+    session = Session(GoldenDevice(compile(graph, SIM, Options(context=128)), EXACT_CHOICES))
+    got = session.feed(session.open(), tokens[0].tolist(), all_logits=True)
+    spread = wanted.max() - wanted.min()
+    assert np.sqrt(np.mean((got - wanted) ** 2)) < 0.01 * spread
+    assert (got.argmax(-1) == wanted.argmax(-1)).mean() > 0.8
+
+
+@pytest.fixture(scope="module")
+def made():
+    return program(SIM, layers=1, context=128, sequences=2)
+
+
+def test_exact_wrong(made):
+    with pytest.raises(ValueError, match=r"^exact must be among \['cache', 'query', 'softmax'\]"):
+        Machine(made, frozenset({"everything"}))
+
+
+def test_device_wrong(made):
+    with pytest.raises(ValueError, match=r"^device must be one of golden, not 'tpu'$"):
+        open_device("tpu", made)
+
+
+@pytest.mark.parametrize("rows, message", [
+    ([], "a step must have from 1 to 16 rows, not 0"),
+    ([Row(0, 1, at) for at in range(17)], "a step must have from 1 to 16 rows, not 17"),
+    ([Row(0, 515, 0)], "a token must be below 515, not 515"),
+    ([Row(0, 1, 128)], "a sequence must have at most 128 tokens, not 129"),
+])
+def test_step_wrong(made, rows, message):
+    session = Session(GoldenDevice(made))
+    session.open()
+    with pytest.raises(SessionError, match=f"^{message}"):
+        session.step(rows)
+
+
+def test_sequences_wrong(made):
+    session = Session(GoldenDevice(made))
+    session.open(), session.open()
+    with pytest.raises(SessionError, match="^at most 2 sequences must be open at a time"):
+        session.open()
+
+
+def test_rows_wrong(made):
+    session = Session(GoldenDevice(made))
+    session.open()
+    with pytest.raises(MachineError, match="^row 1's ancestors must have consecutive positions"):
+        session.step([Row(0, 1, 0), Row(0, 1, 5, 0)])
+    with pytest.raises(MachineError, match="^row 0's parent must be an earlier row, not 0$"):
+        session.step([Row(0, 1, 0, 0)])
+
+
+def test_bad_slot_wrong(made):
+    session = Session(GoldenDevice(made))
+    session.open()
+    with pytest.raises(MachineError, match="^cache slot must be below"):
+        session.step([Row(0, 1, 0, place=1 << 28)])
