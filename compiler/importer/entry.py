@@ -70,6 +70,10 @@ def _walk(lowering: Lowering) -> str:
     if "input_ids" not in model.inputs:
         raise ValueError(f"the model must have an input called input_ids, not only "
                          f"{sorted(model.inputs)}; export with exclude_embeds=false")
+    given = model.inputs["input_ids"]
+    if len(given) != 2 or given[0] not in (None, 1) or given[1] is not None:
+        raise ValueError(f"input_ids must have shape [any or 1, any], not {list(given)}; export "
+                         "with dynamic axes")
     output = logits(model)
     lowering.walk(output)
     return output

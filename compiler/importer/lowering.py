@@ -169,7 +169,7 @@ class Lowering:
         except ValueError as error:
             self.error = self.error or error
             self._entries[op] = Disposition.REFUSED, str(error)
-            self._follow_outputs(op, op.name)
+            self._follow_outputs(op, blocked[0].cause if blocked else op.name)
             return
         for name, value in zip(op.outputs, found, strict=False):
             if name:

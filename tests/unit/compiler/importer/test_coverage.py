@@ -66,9 +66,11 @@ def test_coverage_goes_on_after_refusals(tmp_path: Path) -> None:
 
 def test_last_logits_are_the_hosts(genai: Make) -> None:
     """prune_lm_head makes the graph give the last token's logits only."""
-    coverage = read_coverage(genai("prune_lm_head=true"))
-    assert not coverage.refusals
-    assert any(entry.disposition is Disposition.HOST for entry in coverage.entries)
+    graph, coverage = import_model(genai("prune_lm_head=true"))
+    assert [entry.op for entry in coverage.entries
+            if entry.disposition is Disposition.HOST] == ["Gather"]
+    whole, _ = import_model(genai())
+    assert [node.name for node in graph.nodes] == [node.name for node in whole.nodes]
 
 
 @pytest.mark.parametrize("kind, domain, remedy", [
