@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -168,5 +169,7 @@ def _feed(given: Any, count: int, tokens: list[int], path: Path) -> NDArray[Any]
     if given.name == "position_ids":
         return np.arange(count)[None]
     heads, width = given.shape[1], given.shape[3]
-    width = width if isinstance(width, int) else SIZES["hidden_size"] // 4
+    if not isinstance(width, int):
+        config = json.loads((path.parent / "genai_config.json").read_text())
+        width = config["model"]["decoder"]["head_size"]
     return np.zeros((1, heads, 0, width), np.float16 if "16" in given.type else np.float32)

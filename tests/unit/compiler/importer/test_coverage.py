@@ -105,6 +105,6 @@ def test_attribute_wrong(tmp_path: Path) -> None:
     made: Any = sketch.norm(sketch.x, "norm")
     sketch.nodes[-1].attribute[0].CopyFrom(onnx.helper.make_attribute("axis", "last"))
     sketch.x = made
-    with pytest.raises(Refused, match=r"^norm \(RMSNormalization, opset 23\): axis must be a int, "
-                                      r"not 'last'$"):
+    with pytest.raises(Refused, match=r"^norm \(RMSNormalization, opset 23\): axis must be of type "
+                                      r"int, not 'last'$"):
         import_model(sketch.save(tmp_path))
