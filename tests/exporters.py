@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -24,9 +25,10 @@ LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
                "rope_theta": 10000.0}
 
-SIZES = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=112, num_hidden_layers=2,
-             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=POSITIONS,
-             bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
+SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 112,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "max_position_embeddings": POSITIONS, "bos_token_id": 1, "eos_token_id": 2,
+         "tie_word_embeddings": False}
 
 
 def causal_lm(kind: str, **sizes: Any) -> transformers.PreTrainedModel:
@@ -106,7 +108,8 @@ def torch_export(model: transformers.PreTrainedModel, directory: Path, *, opset:
                  for kind in ("key", "value")]
         head = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads)
-        past = [torch.randn(2, config.num_key_value_heads, 5, head, dtype=model.dtype) for _ in pairs]
+        past = [torch.randn(2, config.num_key_value_heads, 5, head, dtype=model.dtype)
+                for _ in pairs]
         args = (torch.randint(3, VOCAB, (2, 3)), torch.ones(2, 8, dtype=torch.long),
                 torch.arange(5, 8)[None].repeat(2, 1), *past)
         names += ["attention_mask", "position_ids", *(f"past_key_values.{pair}" for pair in pairs)]
@@ -127,7 +130,7 @@ def _export(wrapped: torch.nn.Module, args: tuple[Any, ...], path: Path, opset: 
             torch.onnx.export(wrapped, args, path, dynamo=False, opset_version=opset,
                               input_names=names, output_names=outputs, dynamic_axes=axes)
             return
-        dynamic = [{at: torch.export.Dim.DYNAMIC for at in axes[name]} for name in names]
+        dynamic = [dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in names]
         shapes = (*dynamic[:3], tuple(dynamic[3:])) if len(names) > 3 else tuple(dynamic)
         torch.onnx.export(wrapped, args, path, dynamo=True, opset_version=opset,
                           input_names=names, output_names=outputs, dynamic_shapes=shapes,
@@ -166,5 +169,7 @@ def _feed(given: Any, count: int, tokens: list[int], path: Path) -> NDArray[Any]
     if given.name == "position_ids":
         return np.arange(count)[None]
     heads, width = given.shape[1], given.shape[3]
-    width = width if isinstance(width, int) else SIZES["hidden_size"] // 4
+    if not isinstance(width, int):
+        config = json.loads((path.parent / "genai_config.json").read_text())
+        width = config["model"]["decoder"]["head_size"]
     return np.zeros((1, heads, 0, width), np.float16 if "16" in given.type else np.float32)

@@ -49,6 +49,7 @@ def import_model(directory: Path, *, max_positions: int | None = None) -> tuple[
     output = _walk(lowering)
     if lowering.error is not None:
         raise lowering.error
+    _check_tokens(model)
     return _graph(lowering, output, max_positions), lowering.coverage()
 
 
@@ -63,6 +64,14 @@ def read_coverage(directory: Path) -> Coverage:
     lowering = Lowering(open_model(directory), REPORT_POSITIONS)
     _walk(lowering)
     return lowering.coverage()
+
+
+def _check_tokens(model: Model) -> None:
+    """Refuse a graph for one length of text."""
+    given = model.inputs["input_ids"]
+    if len(given) != 2 or given[0] not in (None, 1) or given[1] is not None:
+        raise ValueError(f"input_ids must have shape [any or 1, any], not {list(given)}; export "
+                         "with dynamic axes")
 
 
 def _walk(lowering: Lowering) -> str:

@@ -12,7 +12,7 @@ from alula.compiler.importer.attention import CAPPED, attend
 from alula.compiler.importer.lowering import Lowering, lowers
 from alula.compiler.importer.model import Op
 from alula.compiler.importer.norms import emit_norm
-from alula.compiler.importer.rotary import rope, table
+from alula.compiler.importer.rotary import check_positions, rope, table
 from alula.compiler.importer.values import Rows, Setting, Value
 
 KV_CACHE_REMEDY = ("Alula quantizes the key-value cache itself; re-export with "
@@ -24,6 +24,8 @@ def group_query_attention(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     """Lower attention with its packed input, query and key norms, and rotary embedding."""
     _check_attributes(op)
     _check_lengths(lowering, op)
+    if op.input(9):
+        check_positions(lowering, op, 9)
     heads, kv_heads = op.get("num_heads", 0), op.get("kv_num_heads", 0)
     if kv_heads < 1 or heads < 1 or heads % kv_heads:
         raise op.refuse("num_heads", "a positive multiple of kv_num_heads",
@@ -47,6 +49,7 @@ def _check_attributes(op: Op) -> None:
     for name in ("k_quant_type", "v_quant_type"):
         op.expect(name, "NONE", op.get(name, "NONE"), KV_CACHE_REMEDY)
     op.expect("qk_output", 0, op.get("qk_output", 0))
+    op.expect("causal", 1, op.get("causal", 1))
     for at, what in ((10, "attention_bias"), (11, "head_sink")):
         if op.input(at):
             raise op.refuse(what, "absent: attention is causal and nothing else",

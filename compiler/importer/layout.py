@@ -18,6 +18,7 @@ from alula.compiler.importer.lowering import Lowering, lowers
 from alula.compiler.importer.model import Op
 from alula.compiler.importer.turns import joined, selected
 from alula.compiler.importer.values import (
+    TOKENS,
     Atom,
     Axes,
     Mixed,
@@ -157,10 +158,9 @@ def _cut(lowering: Lowering, op: Op, at: int, chosen: range) -> Value:
     axes = lowering.values[op.input(0)].axes
     if at == len(axes) - 1:
         return selected(lowering, op, np.array(chosen, np.int64))
-    if axes[at] == (Atom(Symbol.TOKENS),) and chosen[-1:] == range(lowering.layout.tokens)[-1:]:
-        lowering.note(op, Disposition.HOST, "the host asks for the logits of the tokens it needs")
-        return lowering.settle(op, 0)
     rows = lowering.settle(op, 0)
+    if axes[at] == TOKENS and chosen == range(lowering.layout.tokens)[-1:]:
+        return last_token(lowering, op, rows, at)
     atoms = merged(axes[at])
     outermost = len(atoms) == 1 and atom_size(atoms[0], lowering.layout) * atoms[0].stride
     if outermost != rows.width or chosen.step != 1 or not chosen:
@@ -169,6 +169,13 @@ def _cut(lowering: Lowering, op: Op, at: int, chosen: range) -> Value:
     cut = tuple((Atom(count, stride),) if i == at else axis for i, axis in enumerate(axes))
     return lowering.emit(op, Slice(start=chosen[0] * stride, size=count * stride), (rows.node,),
                          cut, count * stride)
+
+
+def last_token(lowering: Lowering, op: Op, rows: Rows, at: int, *, keep: bool = True) -> Rows:
+    """Return the rows of the last token only, ``at`` being the token axis: the host's choice."""
+    lowering.note(op, Disposition.HOST, "the host asks for the logits of the tokens it needs")
+    one: Axes = ((),) if keep else ()
+    return replace(rows, axes=rows.axes[:at] + one + rows.axes[at + 1:])
 
 
 @lowers("Concat")
@@ -189,7 +196,7 @@ def concat(lowering: Lowering, op: Op) -> tuple[Value, ...]:
 def _appended(lowering: Lowering, op: Op, past: Past) -> Rows:
     rows = lowering.settle(op, 1)
     at = op.get("axis", 0) % len(rows.axes)
-    if rows.axes[at] != (Atom(Symbol.TOKENS),) or rows.past:
+    if rows.axes[at] != TOKENS or rows.past:
         raise op.refuse("axis", "that of the tokens", at)
     lowering.note(op, Disposition.FOLDED, "the accelerator keeps the key-value cache")
     axes = tuple((Atom(Symbol.TOTAL),) if i == at else axis for i, axis in enumerate(rows.axes))

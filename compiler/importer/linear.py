@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from alula.compiler.graph import Embed, Linear
+from alula.compiler.importer.layout import last_token
 from alula.compiler.importer.lowering import Lowering, lowers
 from alula.compiler.importer.model import Op
 from alula.compiler.importer.scores import product
-from alula.compiler.importer.values import Value
+from alula.compiler.importer.values import TOKENS, Value
 from alula.compiler.importer.weights import matrix
 
 
@@ -36,9 +37,18 @@ def _linear(lowering: Lowering, op: Op, *, by_input: bool) -> tuple[Value, ...]:
 
 @lowers("Gather")
 def gather(lowering: Lowering, op: Op) -> tuple[Value, ...]:
-    """Lower the token embedding."""
-    if not lowering.is_embedding(op):
-        raise op.refuse("indices", "the tokens (input_ids)", f"{op.input(1)!r}")
+    """Lower the token embedding, or the choice of the last token before the head."""
+    if op.input(0) in lowering.values:
+        return (_last(lowering, op),)
     op.expect("axis", 0, op.get("axis", 0))
     table = matrix(lowering, op, 0, by_input=False)
     return (lowering.emit_flat(op, Embed(table=table), (), table.cols),)
+
+
+def _last(lowering: Lowering, op: Op) -> Value:
+    index = lowering.numbers(op, 1)
+    rows = lowering.settle(op, 0)
+    at = op.get("axis", 0) % len(rows.axes)
+    if rows.axes[at] != TOKENS or index.reshape(-1).tolist() != [-1]:
+        raise op.refuse("axis and indices", "those of the last token", f"{at} and {index.tolist()}")
+    return last_token(lowering, op, rows, at, keep=index.ndim > 0)

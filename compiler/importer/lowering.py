@@ -76,6 +76,14 @@ class Lowering:
         Canonical nodes by name, in order.
     error
         The first refusal, if any.
+    tables
+        What families computed from plumbing, to be found again: rotary tables, windows.
+    twins
+        The first of several values computed alike, by operator and input.
+    layers
+        The cache input, or else the node, of each attention layer.
+    cached, cropped
+        Whether the model has cache inputs, and whether it keeps only a window of them.
     """
 
     def __init__(self, model: Model, positions: int | None) -> None:
@@ -87,6 +95,7 @@ class Lowering:
         self.uses = Counter(name for op in model.ops for name in op.inputs)
         self.uses.update(model.outputs)
         self.tables: dict[Any, Array] = {}
+        self.twins: dict[tuple[str, str], str] = {}
         self.layers: list[str] = []
         self._made: defaultdict[Op, list[str]] = defaultdict(list)
         self._entries: dict[Op, tuple[Disposition, str]] = {}
@@ -95,7 +104,7 @@ class Lowering:
         self._constants: dict[str, Array] = {}
         self._evaluator = Evaluator(model, self.values)
         self.cached = self._cache_inputs()
-        self.cropped = False  # set where the graph keeps only a window of the cache
+        self.cropped = False
         # Primes, so that no size of a model is one by chance.
         self.layout = Setting(23, 11 if self.cached else 0)
         self._other = Setting(31, 13 if self.cached else 0)
@@ -135,6 +144,8 @@ class Lowering:
     def _is_plumbing(self, op: Op) -> bool:
         if op.kind in ("Shape", "Size"):
             return True
+        if op.kind in REMEDIES:
+            return False
         reads_tokens = any(name in self.values for name in op.inputs)
         return not reads_tokens and not self.is_embedding(op)
 
@@ -169,7 +180,7 @@ class Lowering:
         except ValueError as error:
             self.error = self.error or error
             self._entries[op] = Disposition.REFUSED, str(error)
-            self._follow_outputs(op, op.name)
+            self._follow_outputs(op, blocked[0].cause if blocked else op.name)
             return
         for name, value in zip(op.outputs, found, strict=False):
             if name:

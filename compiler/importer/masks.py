@@ -45,7 +45,7 @@ def _search(lowering: Lowering, op: Op, masks: Masks, causal: bool) -> int:
     """Return the window shown by long probes: the newest token of a full cache, if there is one."""
     limit = lowering.positions or UNSEEN_CONTEXT
     if lowering.cached and not lowering.cropped:
-        probes = [Setting(2, limit)]
+        probes = [Setting(2, max(limit - 2, 1))]
     else:
         probes = [Setting(tokens, 0) for tokens in _squares(lowering, op, masks, limit)]
     for setting in probes:
@@ -72,7 +72,7 @@ def _squares(lowering: Lowering, op: Op, masks: Masks, limit: int) -> list[int]:
     if windows and windows[-1] > LARGEST_SQUARE:
         raise op.refuse("a sliding window seen without a whole cache", f"at most {LARGEST_SQUARE}",
                         windows[-1], "export with past key and value inputs")
-    return [64, *(number + 2 for number in windows)]
+    return [min(64, limit), *(number + 2 for number in windows)]
 
 
 def _seen(lowering: Lowering, op: Op, masks: Masks, causal: bool, setting: Setting) -> Array:

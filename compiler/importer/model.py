@@ -58,7 +58,7 @@ class Op:
             value = list(value) if isinstance(value, Iterable) else value
         numbers = isinstance(value, list) and all(type(item) is int for item in value)
         if type(value) is not type(default) or (isinstance(value, list) and not numbers):
-            raise self.refuse(name, f"a {type(default).__name__}", f"{value!r:.60}")
+            raise self.refuse(name, f"of type {type(default).__name__}", f"{value!r:.60}")
         return value
 
     def refuse(self, what: str, wanted: object, found: object, remedy: str = "") -> Refused:

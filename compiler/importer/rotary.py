@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto
 
 from alula.compiler.graph import Rope
 from alula.compiler.importer.lowering import Array, Lowering, lowers
@@ -16,6 +17,7 @@ def table(lowering: Lowering, op: Op, name: str) -> Array:
     A table of the file is taken as it is; one computed from positions is computed for all of them.
     Equal tables are one array.
     """
+    name = source(lowering, name)
     if ("table", name) not in lowering.tables:
         found = lowering.fixed(name)
         if found is None:
@@ -24,6 +26,24 @@ def table(lowering: Lowering, op: Op, name: str) -> Array:
             raise op.refuse(f"table {name!r}", "of shape [positions, columns]", list(found.shape))
         lowering.tables["table", name] = shared(lowering, np.ascontiguousarray(found, np.float32))
     return lowering.tables["table", name]
+
+
+def source(lowering: Lowering, name: str) -> str:
+    """Return the value whose rows ``name`` has too: exporters reshape a table once a layer.
+
+    Cosines (or sines) of one value are one table, whatever node makes them.
+    """
+    makers = lowering.model.makers
+    while name in makers and (makers[name].kind in ("Identity", "Unsqueeze", "Squeeze")
+                              or _is_cast(makers[name])):
+        name = makers[name].input(0)
+    if name in makers and makers[name].kind in ("Cos", "Sin"):
+        return lowering.twins.setdefault((makers[name].kind, makers[name].input(0)), name)
+    return name
+
+
+def _is_cast(op: Op) -> bool:
+    return op.kind == "Cast" and op.get("to", 0) == TensorProto.FLOAT
 
 
 def _computed(lowering: Lowering, op: Op, name: str) -> Array:
@@ -73,7 +93,7 @@ def rope(lowering: Lowering, op: Op, rows: Rows, cos: Array, sin: Array, heads: 
 def rotary_embedding(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     """Lower ai.onnx RotaryEmbedding: X, cos, sin, optional positions; tables gathered without."""
     if op.input(3):
-        _check_positions(lowering, op, 3)
+        check_positions(lowering, op, 3)
     return (_embedded(lowering, op, 1, 2),)
 
 
@@ -82,7 +102,7 @@ def microsoft_rotary_embedding(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     """Lower com.microsoft RotaryEmbedding: input, positions, cos, sin."""
     op.expect("scale", 1.0, op.get("scale", 1.0))
     op.expect("is_packed_batching", 0, op.get("is_packed_batching", 0))
-    _check_positions(lowering, op, 1)
+    check_positions(lowering, op, 1)
     return (_embedded(lowering, op, 2, 3),)
 
 
@@ -101,7 +121,7 @@ def _embedded(lowering: Lowering, op: Op, cos_at: int, sin_at: int) -> Rows:
                 interleaved=bool(op.get("interleaved", 0)))
 
 
-def _check_positions(lowering: Lowering, op: Op, at: int) -> None:
+def check_positions(lowering: Lowering, op: Op, at: int) -> None:
     """Check by their numbers that positions count on from the cache: all of them, or the first."""
     past, tokens = lowering.layout.past, lowering.layout.tokens
     found = lowering.evaluate(op.input(at), lowering.layout).reshape(-1)

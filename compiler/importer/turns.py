@@ -10,7 +10,7 @@ from alula.compiler.graph import Slice
 from alula.compiler.importer.coverage import Refused
 from alula.compiler.importer.lowering import Array, Lowering, settles
 from alula.compiler.importer.model import Op
-from alula.compiler.importer.rotary import rope, shared, table
+from alula.compiler.importer.rotary import rope, shared, source, table
 from alula.compiler.importer.values import TOKENS, Atom, Mixed, Rows, Term, merged
 
 
@@ -79,7 +79,7 @@ def turned(lowering: Lowering, op: Op, at: int) -> Mixed:
     if op.kind != "Mul" or padded != (*sizes, width) or any(any(t.tables) for t in value.terms):
         raise op.refuse("operands", "rows and cosines or sines of their positions",
                         f"{op.kind} of a value and a computed one of shape {list(found)}")
-    tables, columns = (name,) * width, np.arange(width)
+    tables, columns = (source(lowering, name),) * width, np.arange(width)
     terms = tuple(term._replace(tables=tables, columns=columns) for term in value.terms)
     return replace(value, terms=terms)
 

@@ -139,8 +139,12 @@ class Rows(Value):
 
     @property
     def flat(self) -> bool:
-        """Whether the last axis is the whole row, in order, and the only other is tokens."""
-        return compact(self.axes) == compact((TOKENS, (Atom(self.width, 1),)))
+        """Whether the last axis is the whole row, in order, and the only other, if any, tokens.
+
+        There is no token axis after the graph has chosen the last token.
+        """
+        whole = merged((Atom(self.width, 1),))
+        return compact(self.axes) in (compact((TOKENS, whole)), compact((whole,)))
 
 
 @dataclass(frozen=True, kw_only=True)

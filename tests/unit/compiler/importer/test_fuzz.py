@@ -89,6 +89,7 @@ def test_damaged_bytes(victim: Path, data: st.DataObject) -> None:
                 damaged[at:at] = data.draw(st.binary(min_size=1, max_size=8))
             case "cut":
                 del damaged[max(at, 1):]
+        damaged = damaged or bytearray(1)
     try:
         path.write_bytes(bytes(damaged))
         survives(victim)
@@ -129,7 +130,7 @@ def drop_input(graph: onnx.GraphProto, draw: Draw) -> None:
 
 
 def drop_output(graph: onnx.GraphProto, draw: Draw) -> None:
-    node = draw(st.sampled_from(list(graph.node)))
+    node = draw(st.sampled_from([node for node in graph.node if node.output]))
     del node.output[draw(st.integers(0, len(node.output) - 1)):]
 
 

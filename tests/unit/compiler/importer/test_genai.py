@@ -119,10 +119,49 @@ def test_llama_head_ratios(genai: Make, agrees: Agrees, kv_heads: int) -> None:
     assert next(graph.of(Attention)).op.kv_heads == kv_heads
 
 
+def test_qwen2_window(genai: Make, agrees: Agrees) -> None:
+    """Some layers see a window; by default the exporter also keeps their cache that short."""
+    sizes = {"kind": "Qwen2", "use_sliding_window": True, "sliding_window": 16,
+             "max_window_layers": 1}
+    graph, _ = agrees(genai("windowed_kv_cache=false", **sizes))
+    short, _ = import_model(genai(**sizes))
+    for found in (graph, short):
+        assert [node.op.window for node in found.of(Attention)] == [0, 16]
+
+
+@pytest.mark.parametrize("kind, sizes", [
+    ("Phi3", {"pad_token_id": 0, "original_max_position_embeddings": exporters.POSITIONS}),
+    ("SmolLM3", {"pad_token_id": 0}), ("Granite", {}),
+    ("Llama", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
+])
+def test_other_models(genai: Make, agrees: Agrees, kind: str, sizes: dict[str, Any]) -> None:
+    agrees(genai(kind=kind, **sizes))
+
+
+@pytest.mark.parametrize("kind, options, message", [
+    ("Gemma", (), r"^/model/embed_tokens/Mul \(Mul, opset 22\): a constant factor must be 1.0, not "
+                  r"8.0; fold it into the weights around it$"),
+    ("Nemotron", (), r"the operator must be one Alula lowers, not LayerNormalization; only RMS"),
+    ("Llama", ("use_paged_attention=true",), r"not PagedAttention; re-export with "
+                                             r"use_paged_attention=false$"),
+    ("Llama", ("matmulnbits_weights_prepacked=1",), r"weight_prepacked must be 0, not 1; re-export "
+                                                    r"with matmulnbits_weights_prepacked=0$"),
+    ("Llama", ("exclude_embeds=true",), r"^the model must have an input called input_ids, not only "
+                                        r"\['attention.*; export with exclude_embeds=false$"),
+    ("Llama", ("exclude_lm_head=true",), r"^the logits must be a linear layer of the final norm's "
+                                         r"output, not RmsNorm"),
+])
+def test_exports_wrong(genai: Make, kind: str, options: tuple[str, ...], message: str) -> None:
+    provider = "cuda" if "paged" in str(options) or "prepacked" in str(options) else "cpu"
+    sizes = {"head_dim": 16} if kind == "Gemma" else {}
+    with pytest.raises(ValueError, match=message):
+        import_model(genai(*options, kind=kind, provider=provider, **sizes))
+
+
 def test_head_mistaken_wrong(genai: Make) -> None:
     """The builder takes a layer as wide as the vocabulary for the head."""
-    with pytest.raises(ValueError, match=r"^(the logits must depend on all 2 layers|.*must be made "
-                                         r"once, not again|the logits must be a linear layer)"):
+    with pytest.raises(ValueError, match=r"^the logits must depend on all 2 layers that the past "
+                                         r"key and value inputs tell of, not 1; an exporter takes"):
         import_model(genai(intermediate_size=exporters.VOCAB))
 
 

@@ -19,7 +19,7 @@ Mask = Callable[[Sketch], str]
 
 def behind(sketch: Sketch) -> str:
     """Return how far each key is behind each query, ``(tokens, tokens)``."""
-    rows, cols = (sketch.add("Unsqueeze", ["position_ids", sketch.tensor(f"axis{at}", np.array([at]))],
+    rows, cols = (sketch.add("Unsqueeze", ["position_ids", number(sketch, f"axis{at}", [at])],
                              f"positions{at}") for at in (2, 1))
     return sketch.add("Sub", [rows, cols], "behind")
 

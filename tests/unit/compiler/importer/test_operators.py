@@ -338,6 +338,8 @@ def test_group_query_attention(tmp_path: Path, agrees: Agrees, attributes: Any, 
 @pytest.mark.parametrize("attributes, inputs, message", [
     ({"softcap": 50.0}, {}, r"softcap must be 0.0, not 50.0; capped scores are not in the "
                             r"accelerator's softmax"),
+    ({"causal": 0}, {}, r"causal must be 1, not 0"),
+    ({}, {9: "length:0"}, r"position_ids must be 11, 12, ... after 11 cached tokens, not \[34\]"),
     ({"smooth_softmax": 1}, {}, r"smooth_softmax must be 0, not 1"),
     ({"num_heads": 3}, {}, r"num_heads must be a positive multiple of kv_num_heads, not 3 over 2"),
     ({"k_quant_type": "PER_TENSOR"}, {}, r"k_quant_type must be NONE, not PER_TENSOR; Alula "

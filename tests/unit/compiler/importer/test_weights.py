@@ -183,7 +183,7 @@ WRONG: list[tuple[Callable[[Head], Any], str]] = [
 def test_nbits_wrong(tmp_path: Path, change: Callable[[Head], Any], message: str) -> None:
     head = Head()
     change(head)
-    with pytest.raises(Refused, match=r"^head \(com\.microsoft\.MatMulNBits, opset 1\): " + message):
+    with pytest.raises(Refused, match=r"^head \(com.microsoft.MatMulNBits, opset 1\): " + message):
         import_model(head.save(tmp_path))
 
 
@@ -212,7 +212,7 @@ def test_dequantize_forms(tmp_path: Path, dtype: int, block: int, low: int, high
     points = sketch.random.integers(low, high, blocks)
     wanted = (values - (np.repeat(points, block or HIDDEN, axis) if zeros else 0)) * np.repeat(
         scales, block or HIDDEN, axis)
-    attributes = dict(axis=axis, block_size=block) if block else dict(axis=1 - axis)
+    attributes = {"axis": axis, "block_size": block} if block else {"axis": 1 - axis}
     given = [sketch.packed("codes", dtype, values),
              sketch.tensor("scales", scales if block else scales.reshape(-1))]
     if zeros:
@@ -294,6 +294,6 @@ def test_adapter_wrong(tmp_path: Path) -> None:
     sketch.inputs.append(helper.make_tensor_value_info("lora_A", TensorProto.FLOAT,
                                                        [HIDDEN, VOCAB]))
     sketch.x = sketch.add("MatMul", [sketch.norm(sketch.x, "final"), "lora_A"], "head")
-    with pytest.raises(Refused, match=r"^head \(MatMul, opset 23\): input 1 must be a weight of the "
-                                      r"file, not the graph input 'lora_A'; merge adapters"):
+    with pytest.raises(Refused, match=r"^head \(MatMul, opset 23\): input 1 must be a weight of "
+                                      r"the file, not the graph input 'lora_A'; merge adapters"):
         import_model(sketch.save(tmp_path, head=False))
