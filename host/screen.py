@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 LOG = logging.getLogger("alula")
+LOG.addHandler(logging.NullHandler())  # until a command opens its log file
+LOG.propagate = False
 
 
 def log_path() -> Path:
