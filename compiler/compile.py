@@ -108,7 +108,7 @@ def compile(graph: Graph, arch: ArchConfig, options: Options = Options(), *, nam
     program = Program(arch=arch, instructions=code, memory=memory,
                       model=_model_info(graph, name), lanes=lane_images, control=control,
                       tokenizer=tokenizer or {})
-    program.statistics = _statistics(draft, lanes)
+    program.statistics = _statistics(lanes)
     _keep(program, folder)
     return verify(program)
 
@@ -158,7 +158,7 @@ def memory_map(draft: Draft, arch: ArchConfig, graph: Graph, options: Options,
         regions[region] = _region(at, size)
         at = regions[region].stop
     return MemoryMap(
-        weights=weights, cache=_region(weights.stop, slots * slot_bytes), slots=slots,
+        streams=len(draft.streams), weights=weights, cache=_region(weights.stop, slots * slot_bytes), slots=slots,
         slot_words=draft.slot_words, page_stride=page_stride // isa.WORD_BYTES,
         sequences=options.sequences, context=context, logits_stride=draft.logits_stride, repeats=options.repeats,
         **regions)
@@ -189,10 +189,9 @@ def _model_info(graph: Graph, name: str) -> ModelInfo:
         head_dim=attention[0].head_dim if attention else 0)
 
 
-def _statistics(draft: Draft, lanes: LaneImages) -> dict[str, object]:
+def _statistics(lanes: LaneImages) -> dict[str, object]:
     packed = lanes.stats.packed
     return {
-        "streams": len(draft.streams),
         "bytes": {**asdict(packed), "total": packed.total},
         "by_matrix": lanes.stats.by_matrix,
         "bits_per_weight": 8 * packed.total / max(packed.weights, 1),

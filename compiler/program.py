@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from alula.hw import isa
 from alula.hw.arch import ArchConfig
@@ -48,6 +49,7 @@ class MemoryMap:
     ``slots`` slots of ``slot_words`` words.
     """
 
+    streams: int  # entries of each lane's stream directory, which comes first in its weights
     weights: Region
     cache: Region
     slots: int
@@ -241,17 +243,39 @@ def load(path: Path, *, check: bool = True) -> Program:
 
 
 def _rebuild(manifest: dict[str, Any], parts: dict[str, NDArray[np.uint8]]) -> Program:
-    memory = {name: Region(**value) if isinstance(value, dict) else int(value)
-              for name, value in manifest["memory"].items()}
-    model = dict(manifest["model"])
-    model["eos_tokens"] = tuple(model["eos_tokens"])
-    arch = ArchConfig(**manifest["arch"])
+    arch = _typed(ArchConfig, manifest["arch"])
     empty = np.zeros(0, np.uint8)
     return Program(
         arch=arch, instructions=isa.disassemble(parts["program"].tobytes()),
-        memory=MemoryMap(**memory), model=ModelInfo(**model),  # type: ignore[arg-type]
+        memory=_typed(MemoryMap, manifest["memory"]), model=_typed(ModelInfo, manifest["model"]),
         lanes=[parts.get(f"lane.{index}", empty) for index in range(arch.lanes)],
         control=parts.get("control", empty),
         tokenizer={name.removeprefix("tokenizer."): data.tobytes()
                    for name, data in parts.items() if name.startswith("tokenizer.")},
         statistics=manifest["statistics"])
+
+
+_Record = TypeVar("_Record")
+
+
+def _typed(kind: type[_Record], value: object) -> _Record:
+    """Return a dataclass of exactly the types it declares, its whole numbers of sane size."""
+    record = TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    for name, number in _numbers(value):
+        if not 0 <= number <= _NUMBER_LIMIT:
+            raise ValueError(f"{name} must be from 0 to {_NUMBER_LIMIT}, not {number}")
+    return record
+
+
+_NUMBER_LIMIT = 1 << 48
+
+
+def _numbers(value: object, name: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, name)
+    elif isinstance(value, int):
+        yield name, value

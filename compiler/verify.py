@@ -90,6 +90,9 @@ def _check_memory_map(memory: MemoryMap, arch: ArchConfig) -> None:
         if last > limit:
             raise VerifyError(f"the memory map needs {last} bytes of {what}, but {arch.name} has "
                               f"{limit}; choose a larger board or a smaller context")
+    if memory.page_stride * isa.WORD_BYTES * memory.sequences > memory.pages.size:
+        raise VerifyError(f"region pages must hold {memory.sequences} tables of "
+                          f"{memory.page_stride} words, not {memory.pages.size} bytes")
     needed = memory.slots * memory.slot_words * isa.WORD_BYTES
     if needed > memory.cache.size:
         raise VerifyError(f"region cache must have {needed} bytes for {memory.slots} slots, "
@@ -98,7 +101,7 @@ def _check_memory_map(memory: MemoryMap, arch: ArchConfig) -> None:
 
 def _check_directory(program: Program) -> None:
     """Check that each stream a directory names lies inside the lane's weight region."""
-    entries = program.statistics.get("streams", 0)
+    entries = program.memory.streams
     beat_words = program.arch.beat_bytes // isa.WORD_BYTES
     for lane, image in enumerate(program.lanes):
         if not image.size:
@@ -254,7 +257,7 @@ def _touches(i: Instruction, low: int, high: int,
     memory, rows = program.memory, program.arch.rows
     match i:
         case isa.LoadStream():
-            entries = program.statistics.get("streams", 0)
+            entries = program.memory.streams
             table = Region(memory.weights.start, entries * isa.WORD_BYTES)
             yield table, low, high + 1, "the stream directory"
         case isa.LoadPages() | isa.StoreKeyValue():

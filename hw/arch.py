@@ -64,7 +64,7 @@ class ArchConfig:
                          "a multiple of 16 from 16 to 1048576")
         for field in ("lane_dsps", "prefetch_beats", "queue_depth", "clock_hz", "channel_bytes",
                       "control_bytes", "channel_bytes_per_s"):
-            self._expect(field, getattr(self, field) > 0, "positive")
+            self._expect(field, 0 < getattr(self, field) <= 1 << 44, "from 1 to 2**44")
 
     def _expect(self, field: str, legal: bool, wanted: str) -> None:
         if not legal:
