@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alula.compiler import graph
 from alula.compiler.importer.coverage import Coverage, Disposition, Entry
-from alula.compiler.importer.evaluate import NUMPY_ERRORS, Evaluator
+from alula.compiler.importer.evaluate import NUMPY_ERRORS, Evaluator, Known
 from alula.compiler.importer.model import Model, Op
 from alula.compiler.importer.remedies import OTHERWISE, REMEDIES
 from alula.compiler.importer.values import (
@@ -100,8 +100,8 @@ class Lowering:
         self._made: defaultdict[Op, list[str]] = defaultdict(list)
         self._entries: dict[Op, tuple[Disposition, str]] = {}
         self._varying: set[str] = set(model.inputs)
-        self._known: dict[Setting, dict[str, Array]] = defaultdict(dict)
-        self._constants: dict[str, Array] = {}
+        self._known: dict[Setting, Known] = defaultdict(Known)
+        self._constants = Known()
         self._evaluator = Evaluator(model, self.values)
         self.cached = self._cache_inputs()
         self.cropped = False
@@ -258,13 +258,13 @@ class Lowering:
         """Return a plumbing value at a setting; the way there is kept for the next call."""
         if name not in self._varying:
             return self._evaluator(name, Setting(0, 0), self._constants)
-        known = self._known[setting] if keep else dict(self._constants)
+        known = self._known[setting] if keep else Known(self._constants)
         return self._evaluator(name, setting, known)
 
     def constants_behind(self, name: str) -> list[Array]:
         """Return the single numbers that a plumbing value is computed with."""
         found = []
-        for op in self._evaluator.needed(name, {}):
+        for op in self._evaluator.needed(name, Known()):
             for given in {*op.inputs} & self.model.constants.keys():
                 tensor = self.model.stored(given)
                 if tensor.size == 1:

@@ -86,6 +86,16 @@ def test_function_wrong(tmp_path: Path, kind: str, attributes: Any, message: str
         import_model(sketch.save(tmp_path))
 
 
+def test_function_long_wrong(tmp_path: Path) -> None:
+    """Each step doubles the work of the next: squares of squares must not take forever."""
+    sketch = Sketch(23)
+    for at in range(60):
+        sketch.x = sketch.add("Mul", [sketch.x, sketch.x], f"square{at}")
+    with pytest.raises(Refused, match=r"^square6 \(Mul, opset 23\): steps of one elementwise "
+                                      r"function must be at most 64, not 127$"):
+        import_model(sketch.save(tmp_path))
+
+
 def test_quick_gelu_wrong(tmp_path: Path) -> None:
     sketch = Sketch(23)
     sketch.x = sketch.add("QuickGelu", [sketch.x], "act", domain=MICROSOFT)
