@@ -82,8 +82,12 @@ class Lowering:
         The first of several values computed alike, by operator and input.
     layers
         The cache input, or else the node, of each attention layer.
-    cached, cropped
-        Whether the model has cache inputs, and whether it keeps only a window of them.
+    cached
+        Whether the model has cache inputs.
+    cropped
+        How many cached tokens the graph keeps, or None if all.
+    layout, long
+        Settings to evaluate shapes at: an ordinary one, and one longer than any text.
     """
 
     def __init__(self, model: Model, positions: int | None) -> None:
@@ -104,7 +108,8 @@ class Lowering:
         self._constants = Known()
         self._evaluator = Evaluator(model, self.values)
         self.cached = self._cache_inputs()
-        self.cropped = False
+        self.cropped: int | None = None
+        self.long = Setting(1 << 18, 1 << 18 if self.cached else 0)
         # Primes, so that no size of a model is one by chance.
         self.layout = Setting(23, 11 if self.cached else 0)
         self._other = Setting(31, 13 if self.cached else 0)
@@ -152,6 +157,13 @@ class Lowering:
     def is_embedding(self, op: Op) -> bool:
         """Whether the node looks up rows of a table by the tokens themselves."""
         return op.kind in ("Gather", "GatherBlockQuantized") and self._is_tokens(op.input(1))
+
+    def expect_tokens(self, op: Op) -> None:
+        """Refuse a node that looks up anything but the tokens, laid out (batch, tokens)."""
+        if not self.is_embedding(op):
+            raise op.refuse("indices", "the tokens (input_ids)", f"{op.input(1)!r}")
+        found = self.evaluate(op.input(1), self.layout).shape
+        op.expect("shape of indices", (1, self.layout.tokens), found)
 
     def _is_tokens(self, name: str) -> bool:
         while name in self.model.makers and self.model.makers[name].kind in (
@@ -289,9 +301,10 @@ class Lowering:
         return found
 
     def vector(self, op: Op, at: int, size: int) -> NDArray[np.float32]:
-        """Return input ``at`` of ``op`` as ``(size)`` fp32."""
+        """Return input ``at`` of ``op``, constant along the last axis, as ``(size)`` fp32."""
         found = self.numbers(op, at)
         op.expect(f"elements of input {at}", size, found.size)
+        op.expect(f"last axis of input {at}", size, found.shape[-1] if found.ndim else 1)
         return np.ascontiguousarray(found.reshape(-1), np.float32)
 
     # Results
