@@ -21,6 +21,8 @@ from alula.compiler.importer.values import (
     compact,
 )
 
+REARRANGING = ("Identity", "Cast", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Transpose")
+
 
 @lowers(*BINARY)
 def binary(lowering: Lowering, op: Op) -> tuple[Value, ...]:
@@ -101,10 +103,20 @@ def _biased(lowering: Lowering, op: Op, at: int, vector: Array) -> Rows:
     """Give the layer whose output is the other operand a bias."""
     rows = lowering.flat(op, 1 - at)
     node = lowering.nodes[rows.node]
-    shared = lowering.uses[op.input(1 - at)] != 1
-    if not isinstance(node.op, graph.Linear) or node.op.bias is not None or shared:
+    alone = _is_alone(lowering, op.input(1 - at))
+    if not isinstance(node.op, graph.Linear) or node.op.bias is not None or not alone:
         raise op.refuse("a constant vector", "added to the output of one linear layer, once",
                         f"added to {type(node.op).__name__} {rows.node!r}")
     bias = lowering.vector(op, at, rows.width)
     lowering.nodes[rows.node] = replace(node, op=replace(node.op, bias=bias))
     return rows
+
+
+def _is_alone(lowering: Lowering, name: str) -> bool:
+    """Whether a value has one reader, and so have those it only rearranges."""
+    while lowering.uses[name] == 1:
+        maker = lowering.model.makers.get(name)
+        if maker is None or maker.kind not in REARRANGING:
+            return True
+        name = maker.input(0)
+    return False

@@ -21,6 +21,24 @@ NUMPY_ERRORS = (ValueError, TypeError, IndexError, KeyError, ArithmeticError, At
                 MemoryError)
 
 
+# Most bytes that values computed at one setting may hold: the rotary angles, cosines and sines of
+# 2**19 positions by 128. A mask or shape needs far less.
+LARGEST_BYTES = 1 << 30
+
+
+class Known(dict[str, Array]):
+    """Values found at one setting, and the bytes of those that are not views of others."""
+
+    held = 0
+
+    def keep(self, op: Op, name: str, array: Array) -> None:
+        self[name] = array
+        self.held += array.nbytes if array.base is None else 0
+        if self.held > LARGEST_BYTES:
+            raise op.refuse("values that decide shapes, positions and masks",
+                            f"at most {LARGEST_BYTES} bytes", self.held, "set max_positions")
+
+
 class Evaluator:
     """Evaluates values that depend on sizes and positions only.
 
@@ -35,14 +53,14 @@ class Evaluator:
         self.values = values
         self._place = {op: at for at, op in enumerate(model.ops)}
 
-    def __call__(self, name: str, setting: Setting, known: dict[str, Array]) -> Array:
+    def __call__(self, name: str, setting: Setting, known: Known) -> Array:
         """Return the value ``name``; ``known`` holds what was found before and is added to."""
         for op in self.needed(name, known):
             for output, array in zip(op.outputs, self._run(op, setting, known), strict=False):
-                known[output] = array
+                known.keep(op, output, array)
         return self._leaf(name, setting, known)
 
-    def needed(self, name: str, known: dict[str, Array]) -> list[Op]:
+    def needed(self, name: str, known: Known) -> list[Op]:
         """Return the operators that ``name`` depends on and are not known yet, in file order."""
         pending: list[str] = [name]
         wanted: set[Op] = set()
@@ -55,7 +73,7 @@ class Evaluator:
             pending.extend(given for given in op.inputs if given and given not in self.values)
         return sorted(wanted, key=self._place.__getitem__)
 
-    def _leaf(self, name: str, setting: Setting, known: dict[str, Array]) -> Array:
+    def _leaf(self, name: str, setting: Setting, known: Known) -> Array:
         if name in known:
             return known[name]
         if name in self.model.constants:
@@ -78,13 +96,13 @@ class Evaluator:
                       f"attention_mask, position_ids or a key-value cache, not {rank}-dimensional "
                       "under this name")
 
-    def _run(self, op: Op, setting: Setting, known: dict[str, Array]) -> tuple[Array, ...]:
+    def _run(self, op: Op, setting: Setting, known: Known) -> tuple[Array, ...]:
         if op.kind in ("Shape", "Size"):
             return (self._shape(op, setting, known),)
         return apply(op, [self._leaf(name, setting, known) if name else None
                           for name in op.inputs])
 
-    def _shape(self, op: Op, setting: Setting, known: dict[str, Array]) -> Array:
+    def _shape(self, op: Op, setting: Setting, known: Known) -> Array:
         of = op.input(0)
         if of in self.values:
             dims = shape(self.values[of].axes, setting)

@@ -16,8 +16,8 @@ from alula.compiler.importer.tensors import DTYPES, dtype_name
 Array = NDArray[Any]
 Function = Callable[..., Any]
 
-# Most elements a value may have: rotary angles of 2**20 positions by 64, with room for copies.
-LARGEST = 1 << 27
+# Most elements a value may have: rotary angles of 2**19 positions by 128.
+LARGEST = 1 << 26
 
 
 def bounded(op: Op, shape: Sequence[int]) -> tuple[int, ...]:

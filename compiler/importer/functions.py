@@ -33,7 +33,7 @@ from alula.compiler.importer.values import (
 
 Array = NDArray[Any]
 
-DEEPEST = 64
+LONGEST = 64
 SAMPLES = np.concatenate([np.linspace(-12, 12, 97), [-1e-3, 1e-3, 0.7, 2.3]])
 MEANS = np.geomspace(1e-4, 1e4, 33)
 
@@ -69,17 +69,17 @@ def as_function(value: Value) -> Function | None:
     if isinstance(value, Function):
         return value
     if isinstance(value, Rows | MeanSquare):
-        return Function(axes=value.axes, of=value, apply=lambda x: x, depth=0)
+        return Function(axes=value.axes, of=value, apply=lambda x: x, steps=0)
     return None
 
 
 def compose(op: Op, inner: Function, step: Numeric, axes: Axes,
-            parts: tuple[str, Value, Value] | None = None, depth: int = 0) -> Function:
-    """Return ``step`` of ``inner``."""
-    depth = max(inner.depth, depth) + 1
-    if depth > DEEPEST:
-        raise op.refuse("steps of one elementwise function", f"at most {DEEPEST}", depth)
-    return Function(axes=axes, of=inner.of, depth=depth, parts=parts,
+            parts: tuple[str, Value, Value] | None = None, more: int = 0) -> Function:
+    """Return ``step``, which takes ``more`` steps besides, of ``inner``."""
+    steps = inner.steps + more + 1
+    if steps > LONGEST:
+        raise op.refuse("steps of one elementwise function", f"at most {LONGEST}", steps)
+    return Function(axes=axes, of=inner.of, steps=steps, parts=parts,
                     apply=lambda x: step(inner.apply(x)))
 
 
@@ -87,8 +87,8 @@ def both(op: Op, left: Function, right: Function, axes: Axes,
          parts: tuple[str, Value, Value]) -> Function:
     """Return a binary step of two functions of the same base."""
     step, first, second = BINARY[op.kind], left.apply, right.apply
-    found = compose(op, left, lambda x: x, axes, parts, right.depth)
-    return Function(axes=axes, of=found.of, depth=found.depth, parts=parts,
+    found = compose(op, left, lambda x: x, axes, parts, right.steps)
+    return Function(axes=axes, of=found.of, steps=found.steps, parts=parts,
                     apply=lambda x: step(first(x), second(x)))
 
 
@@ -140,7 +140,7 @@ def normed(value: Value, by: Value, invert: bool) -> Normed | None:
         return None
     if not isinstance(by.of, MeanSquare) or by.of.of != value:
         return None
-    root = by if not invert else Function(axes=by.axes, of=by.of, depth=by.depth,
+    root = by if not invert else Function(axes=by.axes, of=by.of, steps=by.steps,
                                           apply=lambda x: 1 / by.apply(x))
     eps = inverse_root(root)
     return None if eps is None else Normed(axes=value.axes, of=value, eps=eps)

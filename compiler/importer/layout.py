@@ -16,6 +16,7 @@ from alula.compiler.importer.evaluate_ops import (
 )
 from alula.compiler.importer.lowering import Lowering, lowers
 from alula.compiler.importer.model import Op
+from alula.compiler.importer.tensors import FLOATS, dtype_name
 from alula.compiler.importer.turns import joined, selected
 from alula.compiler.importer.values import (
     TOKENS,
@@ -24,6 +25,7 @@ from alula.compiler.importer.values import (
     Mixed,
     Past,
     Rows,
+    Setting,
     Symbol,
     Value,
     atom_size,
@@ -43,7 +45,10 @@ def moved(lowering: Lowering, op: Op, axes: Axes) -> tuple[Value, ...]:
 
 @lowers("Identity", "Cast", "CastLike", "Dropout")
 def same(lowering: Lowering, op: Op) -> tuple[Value, ...]:
-    """Pass a value on: the accelerator computes in fp32 whatever types the exporter chose."""
+    """Pass a value on: the accelerator computes in fp32 whatever float types were chosen."""
+    to = op.get("to", 1)
+    if to not in FLOATS:
+        raise op.refuse("to", "a float type", dtype_name(to))
     return moved(lowering, op, lowering.values[op.input(0)].axes)
 
 
@@ -129,17 +134,32 @@ def expand(lowering: Lowering, op: Op) -> tuple[Value, ...]:
 @lowers("Slice")
 def slice_(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     value = lowering.values[op.input(0)]
-    lowering.cropped |= isinstance(value, Past)
-    given = [lowering.evaluate(name, lowering.layout) if name else None for name in op.inputs[1:]]
-    cuts = slice_at(op, len(value.axes), given)
-    have = shape(value.axes, lowering.layout)
-    changed = [at for at, cut in enumerate(cuts) if range(have[at])[cut] != range(have[at])]
-    if not changed:
-        return moved(lowering, op, value.axes)
+    changed = _changed(lowering, op, value, lowering.layout)
     if len(changed) > 1:
-        raise op.refuse("axes", "one that is cut", changed)
-    at = changed[0]
-    return (_cut(lowering, op, at, range(have[at])[cuts[at]]),)
+        raise op.refuse("axes", "one that is cut", sorted(changed))
+    for at, chosen in changed.items():
+        return (_cut(lowering, op, at, chosen),)
+    for chosen in _changed(lowering, op, value, lowering.long).values():
+        _crop(lowering, op, value, chosen)
+    return moved(lowering, op, value.axes)
+
+
+def _changed(lowering: Lowering, op: Op, value: Value, setting: Setting) -> dict[int, range]:
+    """Return what a Slice leaves of each axis that it cuts at a setting."""
+    given = [lowering.evaluate(name, setting, keep=False) if name else None
+             for name in op.inputs[1:]]
+    whole = [range(size) for size in shape(value.axes, setting)]
+    cuts = slice_at(op, len(value.axes), given)
+    return {at: full[cut] for at, (full, cut) in enumerate(zip(whole, cuts, strict=True))
+            if full[cut] != full}
+
+
+def _crop(lowering: Lowering, op: Op, value: Value, chosen: range) -> None:
+    """Note that the cache is cut to its latest tokens when it is long; nothing else may be."""
+    if not isinstance(value, Past) or chosen[-1:] != range(lowering.long.past)[-1:]:
+        raise op.refuse("a slice of tokens", "all of them, or the latest of the cache",
+                        f"{chosen} when there are many")
+    lowering.cropped = min(len(chosen), lowering.cropped or len(chosen))
 
 
 @lowers("Split")
@@ -189,7 +209,7 @@ def concat(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     pieces = [value for value in values if isinstance(value, Mixed)]
     if len(pieces) != len(values) or op.get("axis", 0) not in (-1, len(pieces[0].axes) - 1):
         raise op.refuse("inputs", "a cache and its new rows, or parts of one row's last axis",
-                        ", ".join(type(value).__name__ for value in values))
+                        "other values")
     return (joined(op, pieces),)
 
 

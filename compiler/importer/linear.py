@@ -40,6 +40,7 @@ def gather(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     """Lower the token embedding, or the choice of the last token before the head."""
     if op.input(0) in lowering.values:
         return (_last(lowering, op),)
+    lowering.expect_tokens(op)
     op.expect("axis", 0, op.get("axis", 0))
     table = matrix(lowering, op, 0, by_input=False)
     return (lowering.emit_flat(op, Embed(table=table), (), table.cols),)

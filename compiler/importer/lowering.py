@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alula.compiler import graph
 from alula.compiler.importer.coverage import Coverage, Disposition, Entry
-from alula.compiler.importer.evaluate import NUMPY_ERRORS, Evaluator
+from alula.compiler.importer.evaluate import NUMPY_ERRORS, Evaluator, Known
 from alula.compiler.importer.model import Model, Op
 from alula.compiler.importer.remedies import OTHERWISE, REMEDIES
 from alula.compiler.importer.values import (
@@ -82,8 +82,12 @@ class Lowering:
         The first of several values computed alike, by operator and input.
     layers
         The cache input, or else the node, of each attention layer.
-    cached, cropped
-        Whether the model has cache inputs, and whether it keeps only a window of them.
+    cached
+        Whether the model has cache inputs.
+    cropped
+        How many cached tokens the graph keeps, or None if all.
+    layout, long
+        Settings to evaluate shapes at: an ordinary one, and one longer than any text.
     """
 
     def __init__(self, model: Model, positions: int | None) -> None:
@@ -100,11 +104,12 @@ class Lowering:
         self._made: defaultdict[Op, list[str]] = defaultdict(list)
         self._entries: dict[Op, tuple[Disposition, str]] = {}
         self._varying: set[str] = set(model.inputs)
-        self._known: dict[Setting, dict[str, Array]] = defaultdict(dict)
-        self._constants: dict[str, Array] = {}
+        self._known: dict[Setting, Known] = defaultdict(Known)
+        self._constants = Known()
         self._evaluator = Evaluator(model, self.values)
         self.cached = self._cache_inputs()
-        self.cropped = False
+        self.cropped: int | None = None
+        self.long = Setting(1 << 18, 1 << 18 if self.cached else 0)
         # Primes, so that no size of a model is one by chance.
         self.layout = Setting(23, 11 if self.cached else 0)
         self._other = Setting(31, 13 if self.cached else 0)
@@ -152,6 +157,13 @@ class Lowering:
     def is_embedding(self, op: Op) -> bool:
         """Whether the node looks up rows of a table by the tokens themselves."""
         return op.kind in ("Gather", "GatherBlockQuantized") and self._is_tokens(op.input(1))
+
+    def expect_tokens(self, op: Op) -> None:
+        """Refuse a node that looks up anything but the tokens, laid out (batch, tokens)."""
+        if not self.is_embedding(op):
+            raise op.refuse("indices", "the tokens (input_ids)", f"{op.input(1)!r}")
+        found = self.evaluate(op.input(1), self.layout).shape
+        op.expect("shape of indices", (1, self.layout.tokens), found)
 
     def _is_tokens(self, name: str) -> bool:
         while name in self.model.makers and self.model.makers[name].kind in (
@@ -258,13 +270,13 @@ class Lowering:
         """Return a plumbing value at a setting; the way there is kept for the next call."""
         if name not in self._varying:
             return self._evaluator(name, Setting(0, 0), self._constants)
-        known = self._known[setting] if keep else dict(self._constants)
+        known = self._known[setting] if keep else Known(self._constants)
         return self._evaluator(name, setting, known)
 
     def constants_behind(self, name: str) -> list[Array]:
         """Return the single numbers that a plumbing value is computed with."""
         found = []
-        for op in self._evaluator.needed(name, {}):
+        for op in self._evaluator.needed(name, Known()):
             for given in {*op.inputs} & self.model.constants.keys():
                 tensor = self.model.stored(given)
                 if tensor.size == 1:
@@ -289,9 +301,10 @@ class Lowering:
         return found
 
     def vector(self, op: Op, at: int, size: int) -> NDArray[np.float32]:
-        """Return input ``at`` of ``op`` as ``(size)`` fp32."""
+        """Return input ``at`` of ``op``, constant along the last axis, as ``(size)`` fp32."""
         found = self.numbers(op, at)
         op.expect(f"elements of input {at}", size, found.size)
+        op.expect(f"last axis of input {at}", size, found.shape[-1] if found.ndim else 1)
         return np.ascontiguousarray(found.reshape(-1), np.float32)
 
     # Results

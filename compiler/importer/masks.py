@@ -37,6 +37,10 @@ def window(lowering: Lowering, op: Op, masks: Masks, *, causal: bool = False) ->
         found = _search(lowering, op, masks, causal)
         for setting in (lowering.layout, lowering.layout._replace(padded=3)):
             _check(op, _seen(lowering, op, masks, causal, setting), setting, found)
+        kept = lowering.cropped
+        if kept is not None and not 0 < found <= kept + 1:
+            raise op.refuse("attention mask", f"a window of at most {kept + 1}, as the cache is "
+                            f"cut to {kept} tokens", found or "none")
         lowering.tables[key] = np.array(found)
     return int(lowering.tables[key])
 
@@ -44,7 +48,7 @@ def window(lowering: Lowering, op: Op, masks: Masks, *, causal: bool = False) ->
 def _search(lowering: Lowering, op: Op, masks: Masks, causal: bool) -> int:
     """Return the window shown by long probes: the newest token of a full cache, if there is one."""
     limit = lowering.positions or UNSEEN_CONTEXT
-    if lowering.cached and not lowering.cropped:
+    if lowering.cached and lowering.cropped is None:
         probes = [Setting(2, max(limit - 2, 1))]
     else:
         probes = [Setting(tokens, 0) for tokens in _squares(lowering, op, masks, limit)]

@@ -118,8 +118,7 @@ def _check_order(lowering: Lowering, op: Op, cols: int) -> None:
 @lowers("GatherBlockQuantized", domains=MICROSOFT)
 def gather_block_quantized(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     """Lower the token embedding of a table quantized in blocks along the embedding."""
-    if not lowering.is_embedding(op):
-        raise op.refuse("indices", "the tokens (input_ids)", f"{op.input(1)!r}")
+    lowering.expect_tokens(op)
     op.expect("gather_axis", 0, op.get("gather_axis", 0))
     op.expect("quantize_axis", 1, op.get("quantize_axis", 1) % 2)
     table = _table(lowering, op)

@@ -70,7 +70,7 @@ def adjusted(lowering: Lowering, op: Op, value: Scores, at: int) -> Scores:
 @lowers("Softmax")
 def softmax(lowering: Lowering, op: Op) -> tuple[Value, ...]:
     value = lowering.values[op.input(0)]
-    axis = op.get("axis", -1)
+    axis = op.get("axis", -1 if op.opset >= 13 else 1)
     if not isinstance(value, Scores) or value.softmax or axis not in (-1, len(value.axes) - 1):
         raise op.refuse("input and axis", "attention scores and the last", f"others ({axis})")
     return (replace(value, softmax=True),)

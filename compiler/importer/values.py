@@ -168,13 +168,13 @@ Numeric = Callable[[NDArray[Any]], NDArray[Any]]
 class Function(Value):
     """A function of each element of ``of``, recognised later by its numbers.
 
-    ``parts`` is the last step, an operator and two values, if it can stand alone; ``depth`` counts
-    the steps.
+    ``parts`` is the last step, an operator and two values, if it can stand alone; ``steps`` is
+    how many ``apply`` takes.
     """
 
     of: Rows | MeanSquare
     apply: Numeric
-    depth: int
+    steps: int
     parts: tuple[str, Value, Value] | None = None
 
 

@@ -200,6 +200,21 @@ def test_graph_wrong(model: Path, change: Callable[[onnx.ModelProto], Any], mess
     tracemalloc.stop()
 
 
+def test_plumbing_bytes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many values of a legal size must not add up to an illegal one."""
+    monkeypatch.setattr("alula.compiler.importer.evaluate.LARGEST_BYTES", 1 << 20)
+    sketch = Sketch(23)
+    sketch.tensor("size", np.array([2**13]))
+    total = sketch.add("ConstantOfShape", ["size"], "fill")
+    for at in range(40):
+        total = sketch.add("Neg", [total], f"neg{at}")
+    sketch.x = sketch.add("Reshape", [sketch.x, total], "move")
+    with pytest.raises(ValueError, match=r"^neg31 \(Neg, opset 23\): values that decide shapes, "
+                                         r"positions and masks must be at most 1048576 bytes, "
+                                         r"not 1081344; set max_positions$"):
+        import_model(sketch.save(tmp_path))
+
+
 def test_directory_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^a model must be a directory with an .onnx file, not "):
         import_model(tmp_path / "nothing")

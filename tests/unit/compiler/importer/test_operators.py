@@ -86,6 +86,16 @@ def test_function_wrong(tmp_path: Path, kind: str, attributes: Any, message: str
         import_model(sketch.save(tmp_path))
 
 
+def test_function_long_wrong(tmp_path: Path) -> None:
+    """Each step doubles the work of the next: squares of squares must not take forever."""
+    sketch = Sketch(23)
+    for at in range(60):
+        sketch.x = sketch.add("Mul", [sketch.x, sketch.x], f"square{at}")
+    with pytest.raises(Refused, match=r"^square6 \(Mul, opset 23\): steps of one elementwise "
+                                      r"function must be at most 64, not 127$"):
+        import_model(sketch.save(tmp_path))
+
+
 def test_quick_gelu_wrong(tmp_path: Path) -> None:
     sketch = Sketch(23)
     sketch.x = sketch.add("QuickGelu", [sketch.x], "act", domain=MICROSOFT)
@@ -358,4 +368,75 @@ def test_group_query_attention_wrong(tmp_path: Path, attributes: Any, inputs: di
     grouped(sketch, inputs=inputs, **attributes)
     with pytest.raises(Refused, match=rf"^gqa \(com.microsoft.GroupQueryAttention, opset 1\): "
                                       rf"{message}"):
+        import_model(sketch.save(tmp_path))
+
+
+# What must not be read as something near it
+
+
+def cut_tokens(sketch: Sketch) -> None:
+    """Keep the first hundred tokens: nothing changes in a short text."""
+    ends = [sketch.tensor(name, np.array([value])) for name, value in
+            (("start", 0), ("stop", 100), ("axis", 1))]
+    sketch.x = sketch.add("Slice", [sketch.x, *ends], "node")
+
+
+def to_integers(sketch: Sketch) -> None:
+    sketch.x = sketch.add("Cast", [sketch.x], "node", to=7)
+
+
+def shared_bias(sketch: Sketch) -> None:
+    """A layer's output is used with a bias and, through a Cast, without."""
+    x = sketch.linear(sketch.x, "layer", HIDDEN, HIDDEN)
+    biased = sketch.add("Add", [sketch.add("Cast", [x], "cast", to=1), sketch.weight("b", HIDDEN)],
+                        "node")
+    sketch.x = sketch.add("Mul", [biased, x], "both")
+
+
+def gamma_of_tokens(sketch: Sketch) -> None:
+    """A constant of the right size along the wrong axis."""
+    squared = sketch.add("Mul", [sketch.x, sketch.x], "sq")
+    mean = sketch.add("ReduceMean", [squared, sketch.tensor("axes", np.array([-1]))], "mean")
+    x = sketch.add("Div", [sketch.x, sketch.add("Sqrt", [mean], "root")], "normed")
+    sketch.x = sketch.add("Mul", [x, sketch.weight("g", HIDDEN, 1)], "node")
+
+
+def other_tokens(sketch: Sketch) -> None:
+    """An embedding of something that is not the tokens."""
+    x = sketch.add("Gather", [sketch.weight("t", 64, HIDDEN), "position_ids"], "places")
+    sketch.x = sketch.add("Add", [sketch.x, x], "node")
+
+
+@pytest.mark.parametrize("build, message", [
+    (cut_tokens, r"a slice of tokens must be all of them, or the latest of the cache, not "
+                 r"range\(0, 100\) when there are many"),
+    (to_integers, r"to must be a float type, not INT64"),
+    (shared_bias, r"a constant vector must be added to the output of one linear layer, once"),
+    (gamma_of_tokens, r"last axis of input 1 must be 64, not 1"),
+    (other_tokens, r"operands must be rows and cosines or sines of their positions, not Add of a "
+                   r"value and a computed one of shape \[1, 23, 64\]"),
+])
+def test_near_wrong(tmp_path: Path, build: Callable[[Sketch], None], message: str) -> None:
+    sketch = Sketch(23)
+    build(sketch)
+    with pytest.raises(Refused, match=rf"^node \(\w+, opset 23\): {message}"):
+        import_model(sketch.save(tmp_path))
+
+
+def test_cropped_cache_wrong(tmp_path: Path) -> None:
+    """A cache cut to its latest tokens hides the others, whatever the mask says."""
+    sketch = Sketch(23)
+    key, value = sketch.past(0, 2)
+    ends = [sketch.tensor(name, np.array([at])) for name, at in
+            (("start", -20), ("stop", 2**62), ("axis", 2))]
+    cut = [sketch.add("Slice", [name, *ends], f"cut{at}") for at, name in enumerate((key, value))]
+    q, k, v = projected(sketch, 2)
+    joined = [sketch.add("Concat", [past, sketch.heads(x, 2, f"h{at}")], f"cat{at}", axis=2,
+                         outputs=[f"present.0.{('key', 'value')[at]}"])
+              for at, (past, x) in enumerate(zip(cut, (k, v), strict=True))]
+    mask = sketch.tensor("mask", np.ones((1, 1, 1, 1), bool))
+    found = sketch.add("Attention", [sketch.heads(q, HEADS, "hq"), *joined, mask], "attention")
+    finish(sketch, sketch.flat(found, "out"))
+    with pytest.raises(Refused, match=r"^attention \(Attention, opset 23\): attention mask must be "
+                                      r"causal"):
         import_model(sketch.save(tmp_path))

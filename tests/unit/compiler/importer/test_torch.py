@@ -39,7 +39,8 @@ def test_dynamo_opset24_llama3(tmp_path: Path, agrees: Agrees) -> None:
     agrees(exporters.torch_export(model, tmp_path, opset=24, cache=True))
 
 
-@pytest.mark.parametrize("cache", [False, True], ids=["no-cache", "cache"])
+@pytest.mark.parametrize("cache", [False, pytest.param(True, marks=pytest.mark.slow)],
+                         ids=["no-cache", "cache"])
 def test_dynamo_mistral_window(tmp_path: Path, agrees: Agrees, cache: bool) -> None:
     """The window is read off the mask; with a cache the graph also crops the cache to it."""
     model = exporters.causal_lm("Mistral", sliding_window=16)
