@@ -434,9 +434,18 @@ def test_cropped_cache_wrong(tmp_path: Path) -> None:
     joined = [sketch.add("Concat", [past, sketch.heads(x, 2, f"h{at}")], f"cat{at}", axis=2,
                          outputs=[f"present.0.{('key', 'value')[at]}"])
               for at, (past, x) in enumerate(zip(cut, (k, v), strict=True))]
-    mask = sketch.tensor("mask", np.ones((1, 1, 1, 1), bool))
+    zero, one = (sketch.tensor(f"number{at}", np.array(at)) for at in (0, 1))
+    total, tokens = (sketch.add("Gather", [sketch.add("Shape", [of], f"{name}.shape"),
+                                           sketch.tensor(f"{name}.at", np.array(at))], name)
+                     for of, at, name in ((joined[0], 2, "total"), ("input_ids", 1, "tokens")))
+    first = sketch.add("Sub", [total, tokens], "first")
+    keys = sketch.add("Range", [zero, total, one], "keys")
+    queries = sketch.add("Unsqueeze", [sketch.add("Range", [first, total, one], "queries"),
+                                       sketch.tensor("last", np.array([1]))], "column")
+    mask = sketch.add("LessOrEqual", [keys, queries], "mask")
     found = sketch.add("Attention", [sketch.heads(q, HEADS, "hq"), *joined, mask], "attention")
     finish(sketch, sketch.flat(found, "out"))
     with pytest.raises(Refused, match=r"^attention \(Attention, opset 23\): attention mask must be "
-                                      r"causal"):
+                                      r"a window of at most 21, as the cache is cut to 20 tokens, "
+                                      r"not none$"):
         import_model(sketch.save(tmp_path))
