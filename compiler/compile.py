@@ -14,7 +14,6 @@ from alula.compiler.graph import (
     Embed,
     FloatMatrix,
     Graph,
-    GraphError,
     Linear,
     verify as verify_graph,
 )
@@ -158,10 +157,10 @@ def memory_map(draft: Draft, arch: ArchConfig, graph: Graph, options: Options,
         regions[region] = _region(at, size)
         at = regions[region].stop
     return MemoryMap(
-        streams=len(draft.streams), weights=weights, cache=_region(weights.stop, slots * slot_bytes), slots=slots,
-        slot_words=draft.slot_words, page_stride=page_stride // isa.WORD_BYTES,
-        sequences=options.sequences, context=context, logits_stride=draft.logits_stride, repeats=options.repeats,
-        **regions)
+        streams=len(draft.streams), weights=weights,
+        cache=_region(weights.stop, slots * slot_bytes), slots=slots, slot_words=draft.slot_words,
+        page_stride=page_stride // isa.WORD_BYTES, sequences=options.sequences, context=context,
+        logits_stride=draft.logits_stride, repeats=options.repeats, **regions)
 
 
 def _region(start: int, size: int) -> Region:

@@ -1,4 +1,4 @@
-"""Write a quantized, pruned ONNX model that other tools can read: ``MatMulNBits`` for each layer."""
+"""Write a quantized, pruned ONNX model that other tools can read, in ``MatMulNBits`` nodes."""
 
 from __future__ import annotations
 

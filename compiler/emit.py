@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,6 @@ from alula.compiler.graph import (
     Add,
     Attention,
     Embed,
-    FloatMatrix,
     Gate,
     Graph,
     Linear,
@@ -350,12 +351,14 @@ def _is_half(values: NDArray[np.float32]) -> bool:
         return bool((values.astype(np.float16).astype(np.float32) == values).all())
 
 
-def relocate(instruction: isa.Instruction, starts: dict[type, int]) -> isa.Instruction:
+def relocate(instruction: isa.Instruction,
+             starts: Mapping[type[isa.Instruction], int]) -> isa.Instruction:
     """Add the start of the region an instruction addresses; ``starts`` is in bytes."""
     start = starts.get(type(instruction))
     if start is None:
         return instruction
-    return replace(instruction,
-                   offset=instruction.offset + start // WORD_BYTES)  # type: ignore[attr-defined]
+    operand: Any = instruction
+    moved: isa.Instruction = replace(operand, offset=operand.offset + start // WORD_BYTES)
+    return moved
 
 

@@ -35,7 +35,7 @@ def _users(graph: Graph) -> dict[str, list[Node]]:
 
 
 def form_gates(graph: Graph) -> Graph:
-    """Replace ``Mul(Activation(a), b)`` by ``Gate(a, b)`` where nothing else uses the activation."""
+    """Replace ``Mul(Activation(a), b)`` by ``Gate(a, b)`` where nothing else uses ``a``'s."""
     users = _users(graph)
     by_name = {node.name: node for node in graph.nodes}
     gates: dict[str, Node] = {}
@@ -109,6 +109,7 @@ def stack(matrices: list[QuantMatrix]) -> QuantMatrix:
         parts = [m.read(max(start - at, 0), min(stop - at, m.rows))
                  for m, at in zip(matrices, starts[:-1].tolist(), strict=True)
                  if start < at + m.rows and stop > at]
-        return parts[0] if len(parts) == 1 else Codes(*map(np.concatenate, zip(*parts, strict=True)))
+        codes, scales, zero_points = zip(*parts, strict=True)
+        return Codes(np.concatenate(codes), np.concatenate(scales), np.concatenate(zero_points))
 
     return replace(first, name="+".join(m.name for m in matrices), rows=int(starts[-1]), read=read)

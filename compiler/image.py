@@ -100,7 +100,7 @@ class LaneImages:
 
     def finish(self) -> list[NDArray[np.uint8]]:
         """Write the directories; return the images, mapped."""
-        images = []
+        images: list[NDArray[np.uint8]] = []
         for lane, file in enumerate(self.files):
             file.seek(0)
             file.write(self.directory[lane].tobytes())
@@ -158,7 +158,7 @@ def _table_rows(table: Table, start: int, stop: int) -> NDArray[np.uint8]:
         scales[:, :rows.scales.shape[1]] = numerics.canonical(rows.scales)
         codes = rows.codes
         if table.format is isa.Format.Q4:
-            codes = codes[:, 0::2] | codes[:, 1::2] << 4
+            codes = np.bitwise_or(codes[:, 0::2], codes[:, 1::2] << 4, dtype=np.uint8)
         return np.concatenate([scales.view(np.uint8), codes], axis=1)
     if isinstance(source, FloatMatrix):
         values = source.read(start, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,7 @@ class _Tiles:
     """Codes cut into tiles: axes are strip, tile (group of inputs), row of the tile, input."""
 
     codes: U8  # (strips, tiles, 16, group)
+    bitmaps: NDArray[np.uint16]  # (strips, tiles, 16, windows): which inputs are not zero
     zero_points: U8  # (strips, tiles, 16)
     scales: NDArray[np.float16]  # (strips, tiles, 16)
     present: NDArray[np.bool_]  # (strips, tiles, 16)
@@ -97,19 +99,20 @@ class _Tiles:
             codes = np.concatenate([codes, fill], axis=1)
         short = strips * TILE_ROWS - count
         if short:
-            codes, scales, zero_points = (np.pad(part, ((0, short), (0, 0)))
-                                          for part in (codes, scales, zero_points))
+            below = ((0, short), (0, 0))
+            codes, zero_points = np.pad(codes, below), np.pad(zero_points, below)
+            scales = np.pad(scales, below)
         cut = codes.reshape(strips, TILE_ROWS, tiles, group).transpose(0, 2, 1, 3)
         zero_points = zero_points.reshape(strips, TILE_ROWS, tiles).transpose(0, 2, 1)
         half = np.ldexp(scales, -exponent).astype(np.float16)
         half = half.reshape(strips, TILE_ROWS, tiles).transpose(0, 2, 1)
-        ones = cut != zero_points[..., None]
-        counts = ones.reshape(*ones.shape[:-1], group // layout.WINDOW, layout.WINDOW).sum(
-            axis=-1, dtype=np.uint8)
-        present = counts.any(axis=-1)
-        most = counts.max(axis=(-1, -2)).astype(np.int64)
+        nonzero = np.ascontiguousarray(cut != zero_points[..., None])
+        bitmaps = np.packbits(nonzero, axis=-1, bitorder="little").view("<u2")
+        present = np.asarray(bitmaps.any(axis=-1))
+        most = _ONES[bitmaps].max(axis=(-1, -2))
         asymmetric = ((zero_points != 1 << (bits - 1)) & present).any(axis=-1)
-        return cls(cut, zero_points, half, present, _KEPT[bits][most], asymmetric, bits, group)
+        return cls(cut, bitmaps, zero_points, half, present, _KEPT[bits][most], asymmetric, bits,
+                   group)
 
     @property
     def uniform_dense(self) -> bool:
@@ -127,21 +130,25 @@ def _cheapest(bits: int) -> NDArray[np.int64]:
     return np.array(best)
 
 
+_ONES = np.array([value.bit_count() for value in range(1 << layout.WINDOW)])
 _KEPT = {bits: _cheapest(bits) for bits in (2, 3, 4, 8)}
 
 
 def _bit_string(values: NDArray[np.integer], bits: int) -> U8:
-    """Pack the last axis, ``bits`` each, low bits first; the length must fill whole bytes."""
+    """Pack the last axis, ``bits`` each, low bits first, filled up to a whole byte."""
     if bits == 8:
         return values.astype(np.uint8)
-    if bits == 4:
+    even = values.shape[-1] * bits % 8 == 0
+    if bits == 4 and even:
         pairs = values.astype(np.uint8)
-        return pairs[..., 0::2] | pairs[..., 1::2] << 4
-    if bits == 2:
-        four = values.astype(np.uint8)
-        return four[..., 0::4] | four[..., 1::4] << 2 | four[..., 2::4] << 4 | four[..., 3::4] << 6
-    split = values[..., None].astype(np.uint32) >> np.arange(bits, dtype=np.uint32) & 1
-    flat = split.reshape(*values.shape[:-1], -1).astype(np.uint8)
+        return np.bitwise_or(pairs[..., 0::2], pairs[..., 1::2] << np.uint8(4))
+    if bits == 2 and even:
+        pairs = values.astype(np.uint8)
+        pairs = np.bitwise_or(pairs[..., 0::2], pairs[..., 1::2] << np.uint8(2))
+        return np.bitwise_or(pairs[..., 0::2], pairs[..., 1::2] << np.uint8(4))
+    wide = np.unpackbits(np.ascontiguousarray(values.astype("<u2")).view(np.uint8), axis=-1,
+                         bitorder="little")
+    flat = wide.reshape(*values.shape, 16)[..., :bits].reshape(*values.shape[:-1], -1)
     return np.packbits(flat, axis=-1, bitorder="little")
 
 
@@ -177,33 +184,46 @@ def _payloads(tiles: _Tiles, strip: int) -> tuple[U8, NDArray[np.int64]]:
         which = tiles.kept[strip] == kept
         codes = tiles.codes[strip, which]
         if kept:
-            packed = _sparse_rows(codes, tiles.zero_points[strip, which], int(kept), tiles.bits)
+            packed = _sparse_rows(codes, tiles.bitmaps[strip, which], int(kept), tiles.bits)
         else:
             packed = _bit_string(codes, tiles.bits)
         out[which, :, :packed.shape[-1]] = packed
     return out, np.where(tiles.present[strip], sizes[:, None], 0)
 
 
-def _sparse_rows(codes: U8, zero_points: U8, kept: int, bits: int) -> U8:
+@cache
+def _stored_inputs(kept: int) -> NDArray[np.uint16]:
+    """Return, for each bitmap of nonzero inputs, the bitmap of the ``kept`` inputs stored.
+
+    Stored are the nonzero ones, and the first zeros.
+    """
+    ones = (np.arange(1 << layout.WINDOW)[:, None] >> np.arange(layout.WINDOW)) & 1
+    order = np.argsort(1 - ones, axis=-1, kind="stable")[:, :kept]
+    return (1 << order).sum(axis=-1).astype("<u2")
+
+
+def _sparse_rows(codes: U8, bitmaps: NDArray[np.uint16], kept: int, bits: int) -> U8:
     """Pack rows as positions and then the codes at them; ``codes`` is ``(tiles, 16, group)``."""
-    windows = codes.reshape(*codes.shape[:-1], -1, layout.WINDOW)
-    nonzero = windows != zero_points[..., None, None]
-    # Kept positions: the nonzero ones, then the first zeros, in ascending order.
-    order = np.argsort(~nonzero, axis=-1, kind="stable")[..., :kept]
-    order.sort(axis=-1)
-    bitmap = (1 << order).sum(axis=-1).astype(np.uint16)
+    windows = bitmaps.shape[-1]
+    positions = _stored_inputs(kept)[bitmaps]
+    mask = np.unpackbits(positions.view(np.uint8), axis=-1, bitorder="little").view(np.bool_)
+    values = codes[mask].reshape(*codes.shape[:-1], windows * kept)
+    if kept in layout.KEPT_PATTERNS:
+        positions = layout.pattern_tables(kept)[0][positions]
     width = layout.position_bits(kept)
-    positions = layout.pattern_tables(kept)[0][bitmap] if kept in layout.KEPT_PATTERNS else bitmap
-    values = np.take_along_axis(windows, order, axis=-1)
-    flat = np.concatenate([
-        _bits_of(positions, width),
-        _bits_of(values.reshape(*codes.shape[:-1], -1), bits)], axis=-1)
-    return np.packbits(flat, axis=-1, bitorder="little")
+    size = layout.payload_bytes(windows * layout.WINDOW, kept, bits)
+    return _join(_bit_string(positions, width), windows * width, _bit_string(values, bits), size)
 
 
-def _bits_of(values: NDArray[np.integer], width: int) -> U8:
-    split = values[..., None].astype(np.uint32) >> np.arange(width, dtype=np.uint32) & 1
-    return split.reshape(*values.shape[:-1], -1).astype(np.uint8)
+def _join(first: U8, first_bits: int, second: U8, size: int) -> U8:
+    """Return ``first_bits`` bits of one string, then another, in ``size`` bytes."""
+    whole, shift = divmod(first_bits, 8)
+    out = np.zeros((*first.shape[:-1], max(size, whole + 1 + second.shape[-1])), np.uint8)
+    out[..., :first.shape[-1]] = first
+    out[..., whole:whole + second.shape[-1]] |= second << np.uint8(shift)
+    if shift:
+        out[..., whole + 1:whole + 1 + second.shape[-1]] |= second >> np.uint8(8 - shift)
+    return out[..., :size]
 
 
 def _pack_mixed(tiles: _Tiles, beat_bytes: int, stats: PackStats) -> list[bytes]:

@@ -107,7 +107,7 @@ class Program:
 
 
 def _digest(data: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(memoryview(np.ascontiguousarray(data).data)).hexdigest()
 
 
 def _parts(program: Program) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -153,7 +153,7 @@ def _write(parts: Mapping[str, NDArray[np.uint8]], metadata: dict[str, str], pat
         with temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for data in parts.values():
-                file.write(memoryview(np.ascontiguousarray(data)))
+                file.write(np.ascontiguousarray(data).data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

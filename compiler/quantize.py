@@ -93,7 +93,7 @@ def _same_format(weight: Matrix, recipe: Recipe) -> bool:
             and (weight.bits, weight.group) == (recipe.bits, recipe.group))
 
 
-def _padded(values: NDArray[np.generic], unit: int) -> NDArray[np.generic]:
+def _padded(values: F32, unit: int) -> F32:
     return np.pad(values, ((0, 0), (0, -values.shape[1] % unit)))
 
 
@@ -104,7 +104,7 @@ def keep(values: F32, recipe: Recipe, norms: F32 | None) -> NDArray[np.bool_]:
     highest sums of squared scores stay.
     """
     rows, cols = values.shape
-    score = np.abs(values) * (1 if norms is None else norms)
+    score = np.abs(values) if norms is None else np.abs(values) * norms
     kept = np.ones(values.shape, bool)
     if recipe.kept:
         windows = _padded(score, WINDOW).reshape(rows, -1, WINDOW)
@@ -132,13 +132,13 @@ def group_scales(groups: F32, recipe: Recipe) -> tuple[F32, NDArray[np.uint8]]:
     levels, middle = (1 << recipe.bits) - 1, 1 << (recipe.bits - 1)
     if recipe.asymmetric:
         low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
-        scales = _half((high - low) / levels)
+        scales = _half((high - low) / np.float32(levels))
         with np.errstate(divide="ignore", invalid="ignore"):
             zero = np.where(scales == 0, middle, np.rint(-low / scales))
         return scales, np.clip(zero, 0, levels).astype(np.uint8)
     at = np.abs(groups).argmax(axis=-1)
     extreme = np.take_along_axis(groups, at[..., None], axis=-1)[..., 0]
-    return _half(extreme / -middle), np.full(extreme.shape, middle, np.uint8)
+    return _half(extreme / np.float32(-middle)), np.full(extreme.shape, middle, np.uint8)
 
 
 def _half(scales: F32) -> F32:
@@ -147,7 +147,8 @@ def _half(scales: F32) -> F32:
     return np.copysign(limited, scales).astype(np.float16).astype(np.float32)
 
 
-def encode(values: F32, scales: F32, zero_points: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def encode(values: F32, scales: F32, zero_points: NDArray[np.uint8],
+           bits: int) -> NDArray[np.uint8]:
     """Return the nearest codes of values under scales and zero points of the same shape."""
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(scales == 0, 0, np.rint(values / scales))
@@ -155,7 +156,7 @@ def encode(values: F32, scales: F32, zero_points: NDArray[np.uint8], bits: int) 
 
 
 def round_to_nearest(values: F32, recipe: Recipe) -> Codes:
-    """Quantize rows: each group's scale by :func:`group_scales`, each weight to the nearest code."""
+    """Quantize rows: scales by :func:`group_scales`, each weight to the nearest code."""
     rows, cols = values.shape
     groups = _padded(values, recipe.group).reshape(rows, -1, recipe.group).astype(np.float32)
     scales, zeros = group_scales(groups, recipe)
@@ -207,10 +208,12 @@ def _from_inputs(node: Node, graph: Graph, recipe: Recipe, method: Method,
     weight = node.op.weight
     parts = [gptq(rows_of(weight, *span), correction, recipe, norms)
              for span in row_blocks(weight)]
-    whole = Codes(*map(np.concatenate, zip(*parts, strict=True)))
+    codes, scales, zeros = zip(*parts, strict=True)
+    whole = Codes(np.concatenate(codes), np.concatenate(scales), np.concatenate(zeros))
     return QuantMatrix(name=weight.name, rows=weight.rows, cols=weight.cols, bits=recipe.bits,
                        group=recipe.group,
-                       read=lambda a, b: Codes(*(part[a:b] for part in whole)))
+                       read=lambda a, b: Codes(whole.codes[a:b], whole.scales[a:b],
+                                               whole.zero_points[a:b]))
 
 
 _DAMPING = 0.01  # of the mean diagonal, as GPTQ
@@ -222,7 +225,7 @@ def _correction(x: F32) -> NDArray[np.float64]:
     mean = float(np.diag(moments).mean()) or 1.0
     moments[np.diag_indices_from(moments)] += _DAMPING * mean
     inverse = np.linalg.inv(moments)
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T
+    return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float64)
 
 
 def gptq(values: F32, correction: NDArray[np.float64], recipe: Recipe,

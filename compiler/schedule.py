@@ -48,7 +48,7 @@ class _Slot:
     @property
     def queue(self) -> Queue | None:
         found = self.instruction
-        if found is None or isinstance(found, Barrier) or isinstance(found, isa.SEQUENCED):
+        if found is None or isinstance(found, (Barrier, *isa.SEQUENCED)):
             return None
         return isa.runs_in(found)
 

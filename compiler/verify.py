@@ -166,13 +166,13 @@ def _check_addresses(code: list[Instruction], tree: list[int | _Loop], program: 
 
 
 def _walk_addresses(code: list[Instruction], body: list[int | _Loop], registers: _Reach,
-                    program: Program) -> None:
+                    program: Program, *, checked: bool = True) -> None:
     """Follow the registers' ranges through a body, checking each address on the way."""
     for item in body:
         if isinstance(item, _Loop):
             loop = code[item.at]
             assert isinstance(loop, isa.Loop)
-            _walk_loop(code, item, _most(loop, program.memory), registers, program)
+            _walk_loop(code, item, _most(loop, program.memory), registers, program, checked)
             continue
         instruction = code[item]
         if isinstance(instruction, isa.SetAddress):
@@ -180,7 +180,7 @@ def _walk_addresses(code: list[Instruction], body: list[int | _Loop], registers:
         elif isinstance(instruction, isa.AddAddress):
             low, high = registers[instruction.register]
             registers[instruction.register] = (low + instruction.value, high + instruction.value)
-        else:
+        elif checked:
             _check_reach(item, instruction, registers, program)
 
 
@@ -189,7 +189,7 @@ def _most(loop: isa.Loop, memory: MemoryMap) -> int:
 
 
 def _walk_loop(code: list[Instruction], loop: _Loop, count: int, registers: _Reach,
-               program: Program) -> None:
+               program: Program, checked: bool) -> None:
     """Widen the registers to every iteration's values, then check the body once."""
     if not count:
         return
@@ -200,16 +200,9 @@ def _walk_loop(code: list[Instruction], loop: _Loop, count: int, registers: _Rea
         if step is not None:
             registers[register] = (low, high + step * (count - 1))
         elif count > 1:  # set in the body: an iteration starts from the value that one ends with
-            _walk_addresses(code, loop.body, probe := dict(before), _unchecked(program))
+            _walk_addresses(code, loop.body, probe := dict(before), program, checked=False)
             registers[register] = (min(low, probe[register][0]), max(high, probe[register][1]))
-    _walk_addresses(code, loop.body, registers, program)
-
-
-class _unchecked:  # noqa: N801
-    """A program of which only the memory map's counts matter: nothing is checked against it."""
-
-    def __init__(self, program: Program | _unchecked) -> None:
-        self.memory = program.memory
+    _walk_addresses(code, loop.body, registers, program, checked=checked)
 
 
 def _steps(code: list[Instruction], body: list[int | _Loop],
@@ -235,8 +228,8 @@ def _steps(code: list[Instruction], body: list[int | _Loop],
 
 
 def _check_reach(at: int, instruction: Instruction, registers: _Reach,
-                 program: Program | _unchecked) -> None:
-    if isinstance(program, _unchecked) or "offset" not in type(instruction).operands():
+                 program: Program) -> None:
+    if "offset" not in type(instruction).operands():
         return
     low, high = registers[instruction.register]  # type: ignore[attr-defined]
     low, high = (value + instruction.offset for value in (low, high))  # type: ignore[attr-defined]

@@ -283,7 +283,8 @@ def _generate(screen: Screen, session: Session, prompt: str, count: int,
     if not given:
         start = program.model.bos_token
         given = [start if start is not None else next(iter(program.model.eos_tokens), 0)]
-    stream, tokens = Stream(text), []
+    stream = Stream(text)
+    tokens: list[int] = []
     screen.text(prompt)
     begun = time.perf_counter()
     first = begun
@@ -330,8 +331,9 @@ def evaluate(file: Annotated[Path, typer.Argument(help="Program file.")],
         if reference:
             from alula.host.reference import onnx_logits
 
-            found["onnxruntime"] = _measure(steps, "measure on ONNX Runtime",
-                                            onnx_logits(reference, program.model.head_dim), words, content, window)
+            logits = onnx_logits(reference, program.model.head_dim)
+            found["onnxruntime"] = _measure(steps, "measure on ONNX Runtime", logits, words,
+                                            content, window)
         steps.finish()
     rows = [(name, f"{loss.loss:.4f}", f"{loss.perplexity:.3f}", f"{loss.bits_per_byte:.4f}",
              f"{loss.tokens:,}") for name, loss in found.items()]

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 INSTRUCTION_BYTES = 16
 WORD_BYTES = 16  # unit of memory addresses
@@ -89,12 +89,28 @@ class EncodingError(ValueError):
     """A field's value does not fit, or a word is no instruction."""
 
 
-def bits(width: int, doc: str, *, kind: type = int, default: int | float | None = None):  # type: ignore[no-untyped-def]
+def bits(width: int, doc: str, *, kind: type = int, default: int | float | None = None) -> Any:
     """Declare a field of ``width`` bits. ``kind``: int (unsigned), float (fp32) or an IntEnum."""
     metadata = {"width": width, "doc": doc, "kind": kind}
     if default is None:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def _address(doc: str) -> Any:
+    return bits(32, doc)
+
+
+def _register() -> Any:
+    return bits(4, "address register added to `offset`")
+
+
+def _vector(doc: str) -> Any:
+    return bits(16, doc + ": block in each row's vector buffer")
+
+
+def _codes(doc: str) -> Any:
+    return bits(14, doc + ": block in each row's activation buffer")
 
 
 HEADER_BITS = {"opcode": 8, "wait": 6, "release": 6}
@@ -117,7 +133,7 @@ class Instruction:
                 object.__setattr__(self, name, value)
 
     @classmethod
-    def operands(cls) -> dict[str, dict]:
+    def operands(cls) -> dict[str, dict[str, Any]]:
         """Return the own fields in order: name to ``width``, ``doc``, ``kind``."""
         return {f.name: dict(f.metadata) for f in fields(cls) if "width" in f.metadata}
 
@@ -126,10 +142,12 @@ INSTRUCTIONS: dict[int, type[Instruction]] = {}
 _Class = TypeVar("_Class", bound=type[Instruction])
 
 
-def _opcode(queue: Queue, number: int):  # type: ignore[no-untyped-def]
+@dataclass_transform(kw_only_default=True, frozen_default=True,
+                     field_specifiers=(bits, _address, _register, _vector, _codes))
+def _opcode(queue: Queue, number: int) -> Callable[[_Class], _Class]:
     """Give a class its queue and opcode (queue in the high nibble) and enter it in the set."""
     def register(cls: _Class) -> _Class:
-        cls = dataclass(frozen=True, kw_only=True)(cls)
+        cls = dataclass(frozen=True, kw_only=True)(cls)  # type: ignore[assignment]
         cls.queue, cls.opcode = queue, queue << 4 | number
         used = sum(HEADER_BITS.values()) + sum(f["width"] for f in cls.operands().values())
         assert used <= 8 * INSTRUCTION_BYTES, f"{cls.__name__} takes {used} bits"
@@ -137,22 +155,6 @@ def _opcode(queue: Queue, number: int):  # type: ignore[no-untyped-def]
         INSTRUCTIONS[cls.opcode] = cls
         return cls
     return register
-
-
-def _address(doc: str):  # type: ignore[no-untyped-def]
-    return bits(32, doc)
-
-
-def _register():  # type: ignore[no-untyped-def]
-    return bits(4, "address register added to `offset`")
-
-
-def _vector(doc: str):  # type: ignore[no-untyped-def]
-    return bits(16, doc + ": block in each row's vector buffer")
-
-
-def _codes(doc: str):  # type: ignore[no-untyped-def]
-    return bits(14, doc + ": block in each row's activation buffer")
 
 
 @_opcode(Queue.LD, 0)
@@ -494,7 +496,7 @@ def text(instruction: Instruction) -> str:
         parts.append(f"wait={names(instruction.wait)}")
     if instruction.release:
         parts.append(f"release={names(instruction.release)}")
-    for name, spec in cls.operands().items():
+    for name in cls.operands():
         value = getattr(instruction, name)
         parts.append(f"{name}={value.name if isinstance(value, IntEnum) else value}")
     return " ".join(parts)

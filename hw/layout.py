@@ -49,7 +49,8 @@ def parse_header(word: int) -> tuple[int, int, int, bool]:
     """Return ``present, kept, width_bits, zero_points``; raise ValueError if a spare bit is set."""
     if word >> 23:
         raise ValueError(f"the spare bits of a tile header must be 0, not {word >> 23:#x}")
-    return word & 0xFFFF, word >> 16 & 15, numerics.WEIGHT_BITS[word >> 20 & 3], bool(word >> 22 & 1)
+    width = numerics.WEIGHT_BITS[word >> 20 & 3]
+    return word & 0xFFFF, word >> 16 & 15, width, bool(word >> 22 & 1)
 
 
 def position_bits(kept: int) -> int:

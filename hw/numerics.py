@@ -47,7 +47,7 @@ _NAN = np.uint32(0x7FC0_0000)
 
 
 def canonical(x: F32) -> F32:
-    """Return ``x`` with subnormals flushed to zeros of their sign and NaNs made one; may be ``x``."""
+    """Return ``x`` with subnormals flushed to zeros of their sign and NaNs made one."""
     x = np.asarray(x, np.float32)
     bits = x.view(np.uint32)
     exponent = bits & _EXPONENT
@@ -255,8 +255,8 @@ def quantize(x: F32, scale: np.float32 = np.float32(1)) -> tuple[I8, F32]:
 
 
 def rms_norm(x: F32, gamma: F32, eps: np.float32) -> F32:
-    """Return ``x * rsqrt(sum(x * x) * (1 / n) + eps) * gamma`` over the last axis, left to right."""
-    inverse_count = reciprocal(np.float32(x.shape[-1]))
+    """Return ``x * rsqrt(sum(x * x) * (1 / n) + eps) * gamma`` of the last axis, left to right."""
+    inverse_count = reciprocal(np.asarray(x.shape[-1], np.float32))
     mean = mul(reduce_sum(mul(x, x)), inverse_count)
     return mul(mul(x, rsqrt(add(mean, eps))[..., None]), gamma)
 

@@ -21,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 from alula.compiler.program import Program
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import BLOCK, TOP_K, WORD_BYTES, Instruction
-from alula.sim.unpack import Strips, unpack_stream
+from alula.sim.unpack import unpack_stream
 
 F32 = NDArray[np.float32]
 

@@ -24,7 +24,7 @@ class Strips(NamedTuple):
 
 def unpack_stream(data: NDArray[np.uint8], strips: int, groups: int, group: int,
                   beat_bytes: int) -> Strips:
-    """Unpack ``strips`` strips of ``groups`` tiles; raise :class:`StreamError` if they do not fit."""
+    """Unpack strips of ``groups`` tiles; raise :class:`StreamError` if they break the format."""
     codes = np.zeros((strips * TILE_ROWS, groups * group), np.int16)
     scales = np.zeros((strips * TILE_ROWS, groups), np.float32)
     reader = _Reader(data)

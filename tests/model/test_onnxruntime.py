@@ -99,8 +99,9 @@ def case(request):
 
 def test_logits_with_fp32_cache(case):
     error = case.error(case.forced())
-    print(f"{case.directory.name}: median {np.median(error):.2e}, 99 % {np.quantile(error, 0.99):.2e}, "
-          f"worst {error.max():.2e} of the range; {np.mean(error > 1e-5):.1%} of positions differ "
+    print(f"{case.directory.name}: median {np.median(error):.2e}, "
+          f"99 % {np.quantile(error, 0.99):.2e}, worst {error.max():.2e} of the range; "
+          f"{np.mean(error > 1e-5):.1%} of positions differ "
           "by more than rounding")
     assert np.quantile(error, 0.99) <= 2e-3
     assert error.max() <= 1e-2
@@ -121,7 +122,7 @@ def test_loss_with_int8_cache(case):
 
 def test_ablation(case):
     """What leaves the reference: each choice alone in fp32, then all."""
-    for exact in (frozenset(), *map(lambda one: frozenset({one}), sorted(EXACT_CHOICES)),
+    for exact in (frozenset(), *(frozenset({one}) for one in sorted(EXACT_CHOICES)),
                   EXACT_CHOICES):
         session = case.session(exact)
         error = case.error(session.feed(session.open(), case.tokens, all_logits=True))

@@ -55,7 +55,7 @@ def test_linear(bits, group, cols, asymmetric):
     inputs = [x, packed.reshape(rows, groups, -1), scales]
     if asymmetric:
         even = np.pad(points, ((0, 0), (0, groups % 2)))
-        inputs.append((points if bits == 8 else even[:, 0::2] | even[:, 1::2] << 4))
+        inputs.append(points if bits == 8 else even[:, 0::2] | even[:, 1::2] << 4)
     wanted = _onnx("MatMulNBits", inputs, 21, "com.microsoft", K=cols, N=rows, bits=bits,
                    block_size=group, accuracy_level=4)
     strips = pack_strips(Codes(codes, scales, points), bits, group, 0, 64, PackStats())

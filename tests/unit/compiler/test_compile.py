@@ -79,7 +79,7 @@ def test_float_weights_wrong():
 
 def test_too_small_buffers_wrong():
     small = replace(SIM, vector_elements=256)
-    with pytest.raises(PlaceError, match=r"the vector buffer must hold \d+ elements a row, but sim"):
+    with pytest.raises(PlaceError, match=r"the vector buffer must hold \d+ elements a row"):
         compile(Decoder().graph(), small)
     with pytest.raises(PlaceError, match=r"the activation buffer must hold"):
         compile(Decoder().graph(), replace(SIM, activation_elements=16))

@@ -80,7 +80,7 @@ def test_dense_strip_is_what_packing_makes(bits, group, tiles, beat):
 @pytest.mark.parametrize("kept, bits_per_weight", [(4, (4 * 4 + 11) / 16), (8, (8 * 4 + 14) / 16),
                                                    (12, (12 * 4 + 11) / 16)])
 def test_sparse_bytes(kept, bits_per_weight):
-    """8:16 at four bits reads 2.875 bits a weight, not four: the pattern is a code, not an index."""
+    """8:16 at four bits reads 2.875 bits a weight, not four: patterns are coded."""
     random = np.random.default_rng(0)
     rows = random_codes(random, 256, 1024, 4, 128, kept=kept)
     _, _, stats = _pack(rows, 4, 128, 64)

@@ -57,12 +57,12 @@ def test_decode_any_word(word):
 
 
 def test_encode_too_big_wrong():
-    with pytest.raises(isa.EncodingError, match=r"^AddAddress.register must be from 0 to 15, not 16$"):
+    with pytest.raises(isa.EncodingError, match="^AddAddress.register must be from 0 to 15"):
         isa.encode(isa.AddAddress(register=16, value=0))
 
 
 def test_decode_opcode_wrong():
-    with pytest.raises(isa.EncodingError, match=r"^opcode must be one of the instruction set's, not 0xff$"):
+    with pytest.raises(isa.EncodingError, match="^opcode must be one of the instruction"):
         isa.decode(b"\xff" * 16)
 
 
@@ -74,14 +74,14 @@ def test_decode_spare_bits_wrong():
 
 
 def test_decode_enum_wrong():
-    word = isa.encode(isa.Loop(source=isa.Count.HEAD)) 
+    word = isa.encode(isa.Loop(source=isa.Count.HEAD))
     broken = (int.from_bytes(word, "little") | 7 << 20).to_bytes(16, "little")
     with pytest.raises(isa.EncodingError, match=r"^Loop.source must be one of \[0, 1, 2\], not 7$"):
         isa.decode(broken)
 
 
 def test_disassemble_wrong():
-    with pytest.raises(isa.EncodingError, match="^a program must be a multiple of 16 bytes long, not 3$"):
+    with pytest.raises(isa.EncodingError, match="^a program must be a multiple of 16 bytes"):
         isa.disassemble(b"abc")
     with pytest.raises(isa.EncodingError, match="^instruction 1: opcode"):
         isa.disassemble(isa.encode(isa.End()) + b"\xff" * 16)

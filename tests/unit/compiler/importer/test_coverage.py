@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_coverage_json(genai: Make) -> None:
 
 
 def test_coverage_table(genai: Make) -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(read_coverage(genai()).table())
     text = console.export_text()
     assert "33 nodes: 25 on the accelerator, 8 folded away" in text

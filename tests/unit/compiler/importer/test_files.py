@@ -319,7 +319,7 @@ def test_nothing_is_read(tmp_path: Path) -> None:
         external_data=[onnx.StringStringEntryProto(key="location", value="big.data")]))
     sketch.x = sketch.add("MatMul", [sketch.norm(sketch.x, "final"), "big"], "head")
     directory = sketch.save(tmp_path, head=False)
-    with open(directory / "big.data", "wb") as file:
+    with (directory / "big.data").open("wb") as file:
         file.truncate(HIDDEN * rows * 4)
     tracemalloc.start()
     graph, _ = import_model(directory)

@@ -12,8 +12,7 @@ from typing import Any
 import exporters
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from alula.compiler.graph import Embed, Linear
 from alula.compiler.importer import import_model, read_coverage
