@@ -51,9 +51,7 @@ Quantize = Annotated[str | None, typer.Option(
 def main() -> None:
     """Run the command line; a mistake of the user ends in one line and a non-zero exit."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(app(standalone_mode=False))  # a command's typer.Exit comes back as its code
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

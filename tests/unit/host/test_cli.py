@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -169,3 +170,20 @@ def test_not_finite_weights_wrong(tmp_path):
     done = subprocess.run([sys.executable, "-m", "alula.host.cli", "compile", str(broken), "-o",
                            str(tmp_path / "p.alula")], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr and done.returncode in (0, 1)
+
+
+def test_refused_model_wrong(tmp_path):
+    """A node that cannot be lowered: a report and one line, exit code 2, and no file."""
+    broken = tmp_path / "model"
+    shutil.copytree(DENSE, broken)
+    model = onnx.load(str(broken / "model.onnx"), load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    node.op_type = "PagedAttention"
+    (broken / "model.onnx").write_bytes(model.SerializeToString())
+    done = alula("compile", broken, "-o", tmp_path / "p.alula", code=2)
+    for part in ("PagedAttention", node.name, "com.microsoft", "GroupQueryAttention",
+                 "use_paged_attention=false"):
+        assert part in done.stderr
+    assert not (tmp_path / "p.alula").exists()
+    report = json.loads(alula("inspect", broken, "--json", code=2).stdout)["coverage"]
+    assert any(entry["disposition"] == "refused" for entry in report)
