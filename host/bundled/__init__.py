@@ -1,0 +1,1 @@
+"""The bundled model: its int4 files, and the scripts that trained and exported them."""
