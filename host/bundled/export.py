@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from .corpus import END
-from .model import Llama
-from .quantize import BLOCK, scales_and_codes
+from alula.host.bundled.corpus import END
+from alula.host.bundled.model import Llama
+from alula.host.bundled.quantize import BLOCK, scales_and_codes
 
 SHIPPED = ("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json",
            "tokenizer_config.json")

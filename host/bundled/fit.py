@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .model import Llama
+from alula.host.bundled.model import Llama
 
 EVAL_LENGTH = 256
 EVAL_WINDOWS = 8            # evaluated at once

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from .corpus import END
-from .fit import EVAL_LENGTH
+from alula.host.bundled.corpus import END
+from alula.host.bundled.fit import EVAL_LENGTH
 
 PROMPTS = ("Return the", "The module defines", "If the file", "A class")
 TEMPERATURE = 0.7

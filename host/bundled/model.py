@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quantize import fake_quantize
+from alula.host.bundled.quantize import fake_quantize
 
 
 @dataclass(frozen=True, kw_only=True)

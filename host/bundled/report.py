@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from alula.host.bundled.corpus import END, Corpus
+from alula.host.bundled.export import quantized_weights
+from alula.host.bundled.model import Llama
+from alula.host.bundled.quantize import BLOCK, GROUP, Pattern
+
 from . import fit, measure
-from .corpus import END, Corpus
-from .export import quantized_weights
-from .model import Llama
-from .quantize import BLOCK, GROUP, Pattern
 
 LONG = 512                  # tokens a window, of a second evaluation
 

@@ -17,12 +17,12 @@ import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from .corpus import END, Corpus, collect
-from .export import export
-from .fit import SEED, BeforeStep, Fit, Loss, Phase, cross_entropy, windows
-from .model import Llama, Sizes
-from .quantize import Pattern, keep_mask
-from .report import write_metrics
+from alula.host.bundled.corpus import END, Corpus, collect
+from alula.host.bundled.export import export
+from alula.host.bundled.fit import SEED, BeforeStep, Fit, Loss, Phase, cross_entropy, windows
+from alula.host.bundled.model import Llama, Sizes
+from alula.host.bundled.quantize import Pattern, keep_mask
+from alula.host.bundled.report import write_metrics
 
 HERE = Path(__file__).parent
 PHASES = ("dense", "int4", "sparse")

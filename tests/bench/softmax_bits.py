@@ -1,4 +1,4 @@
-"""Measure the loss for several widths of the softmax weights: ``python tests/bench/softmax_bits.py``.
+"""Measure the loss for several widths of softmax weights: ``python tests/bench/softmax_bits.py``.
 
 The width in use is ``numerics.SOFTMAX_BITS``; docs/numbers.md keeps this table.
 """

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from alula.host import bundled
 from onnx import numpy_helper
+
+from alula.host import bundled
 
 FOLDER = Path(bundled.__file__).parent
 MODELS = ("dense", "sparse")
