@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from alula.host.bundled import fit, measure
 from alula.host.bundled.corpus import END, Corpus
 from alula.host.bundled.export import quantized_weights
 from alula.host.bundled.model import Llama
 from alula.host.bundled.quantize import BLOCK, GROUP, Pattern
-
-from . import fit, measure
 
 LONG = 512                  # tokens a window, of a second evaluation
 
