@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 from alula.compiler.emit import Draft, emit, relocate
 from alula.compiler.fuse import fuse
@@ -106,15 +106,8 @@ def compile(graph: Graph, arch: ArchConfig, options: Options = Options(), *, nam
     stage("verify", 0)
     program = Program(arch=arch, instructions=code, memory=memory,
                       model=_model_info(graph, name), lanes=lane_images, control=control,
-                      tokenizer=tokenizer or {})
-    program.statistics = _statistics(lanes)
-    _keep(program, folder)
+                      tokenizer=tokenizer or {}, statistics=_statistics(lanes), folder=folder)
     return verify(program)
-
-
-def _keep(program: Program, folder: TemporaryDirectory[str]) -> None:
-    """Tie the images' temporary folder to the life of the program."""
-    program.__dict__["_folder"] = folder
 
 
 def quantized(graph: Graph) -> Graph:
@@ -188,7 +181,7 @@ def _model_info(graph: Graph, name: str) -> ModelInfo:
         head_dim=attention[0].head_dim if attention else 0)
 
 
-def _statistics(lanes: LaneImages) -> dict[str, object]:
+def _statistics(lanes: LaneImages) -> dict[str, Any]:
     packed = lanes.stats.packed
     return {
         "bytes": {**asdict(packed), "total": packed.total},

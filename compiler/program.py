@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -100,6 +101,7 @@ class Program:
     control: NDArray[np.uint8]
     tokenizer: dict[str, bytes] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
+    folder: TemporaryDirectory[str] | None = None  # where the images' files are, if nowhere else
 
     @property
     def program_bytes(self) -> int:

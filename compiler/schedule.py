@@ -16,9 +16,9 @@ from alula.hw import isa
 from alula.hw.isa import Instruction, Queue
 
 
-@dataclass
+@dataclass(eq=False)
 class LoopBlock:
-    """A loop's body. One whose count is not immediate must be fenced by :data:`BARRIER`."""
+    """A loop's body, equal to itself only. One whose count is not immediate must be fenced by :data:`BARRIER`."""
 
     body: list[Item]
     count: int = 0
@@ -170,22 +170,12 @@ def _shared_loops(a: _Slot, b: _Slot) -> int:
 
 def _index_of(loop: LoopBlock, slots: list[_Slot]) -> int:
     """Return the index of the loop's ``Loop`` instruction."""
-    return next(i for i, slot in enumerate(slots) if loop in _identity(slot.loops)) - 1
+    return next(i for i, slot in enumerate(slots) if loop in slot.loops) - 1
 
 
 def _index_after(loop: LoopBlock, slots: list[_Slot]) -> int:
     """Return the index of what follows the loop's ``EndLoop``."""
-    return max(i for i, slot in enumerate(slots) if loop in _identity(slot.loops)) + 1
-
-
-class _identity:  # noqa: N801
-    """Membership by identity: two loops may be equal in content."""
-
-    def __init__(self, loops: tuple[LoopBlock, ...]) -> None:
-        self.loops = loops
-
-    def __contains__(self, loop: object) -> bool:
-        return any(other is loop for other in self.loops)
+    return max(i for i, slot in enumerate(slots) if loop in slot.loops) + 1
 
 
 def _counted_loops(items: list[Item]) -> Iterator[LoopBlock]:
@@ -203,11 +193,11 @@ def _close(loop: LoopBlock, slots: list[_Slot], edges: list[tuple[_Slot, _Slot]]
     of queues that already uses tokens inside the body cannot carry one more (its order would
     change), so the iterations are then kept apart by a barrier.
     """
-    body = [slot for slot in slots if loop in _identity(slot.loops)]
+    body = [slot for slot in slots if loop in slot.loops]
     inside = {(id(a), id(b)) for a, b in edges}
     carried = _carried(body, inside)
     pairs = {(a.queue, b.queue) for a, b in edges
-             if loop in _identity(a.loops) and loop in _identity(b.loops)}
+             if loop in a.loops and loop in b.loops}
     if any((a.queue, b.queue) in pairs for a, b in carried):
         slots.insert(_index_after(loop, slots) - 1, _Slot(BARRIER, body[0].loops))
         return

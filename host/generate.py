@@ -71,7 +71,8 @@ def generate_greedy(session: Session, prompt: Sequence[int], count: int) -> list
     sequence = session.open()
     try:
         session.feed(sequence, prompt)
-        tokens = [int(session.best(0 if len(prompt) == 1 else _last_row(session, prompt))[0])]
+        last = (len(prompt) - 1) % program.arch.rows  # row of the prompt's last token
+        tokens = [int(session.best(last)[0])]
         while len(tokens) < count:
             repeats = min(count - len(tokens), program.memory.repeats)
             session.step([Row(sequence, tokens[-1], session.lengths[sequence],
@@ -80,10 +81,6 @@ def generate_greedy(session: Session, prompt: Sequence[int], count: int) -> list
         return tokens[:count]
     finally:
         session.close(sequence)
-
-
-def _last_row(session: Session, prompt: Sequence[int]) -> int:
-    return (len(prompt) - 1) % session.device.program.arch.rows
 
 
 class Loss(NamedTuple):
