@@ -18,7 +18,10 @@ from alula.hw.isa import Instruction, Queue
 
 @dataclass(eq=False)
 class LoopBlock:
-    """A loop's body, equal to itself only. One whose count is not immediate must be fenced by :data:`BARRIER`."""
+    """A loop's body, equal to itself only.
+
+    One whose count is not immediate must be fenced by :data:`BARRIER`.
+    """
 
     body: list[Item]
     count: int = 0
