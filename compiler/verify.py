@@ -40,6 +40,7 @@ def verify(program: Program) -> Program:
     tree = _nest(code)
     _check_memory_map(program.memory, program.arch)
     _check_directory(program)
+    _check_image(program)
     for at, instruction in enumerate(code):
         _check_operands(at, instruction, program)
     _check_addresses(code, tree, program)
@@ -114,6 +115,13 @@ def _check_directory(program: Program) -> None:
         if len(stops) and int(stops.max()) * isa.WORD_BYTES > image.size:
             raise VerifyError(f"lane {lane}: stream {int(stops.argmax())} must end inside the "
                               f"image of {image.size} bytes")
+
+
+def _check_image(program: Program) -> None:
+    """Check that the control memory's image holds the instructions that are checked here."""
+    code = isa.assemble(program.instructions)
+    if program.control[:len(code)].tobytes() != code:
+        raise VerifyError("the control memory's image must begin with the program's instructions")
 
 
 def _check_operands(at: int, instruction: Instruction, program: Program) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version as installed_version
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,19 @@ from alula.hw.arch import BUILDS, build
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Run large language models on FPGAs.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alula {installed_version('alula')}, instruction set {isa.isa_hash()}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Options of no command."""
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -300,8 +314,7 @@ def _generate(screen: Screen, session: Session, prompt: str, count: int,
         "time_to_first_token_s": first - begun, "tokens": tokens,
         "text": text.decode([t for t in tokens if t not in program.model.eos_tokens]),
     }
-    screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s; "
-                f"log: {screen.log}")
+    screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s")
     return facts
 
 
@@ -312,7 +325,7 @@ def evaluate(file: Annotated[Path, typer.Argument(help="Program file.")],
                  help="Model directory, to measure with ONNX Runtime too.")] = None,
              device: Device = "golden",
              window: Annotated[int, typer.Option(min=2, help="Tokens of context.")] = 256,
-             limit: Annotated[int, typer.Option(help="Bytes of text to use; 0 for all.")] = 0,
+             limit: Annotated[int, typer.Option(help="Characters of text to use; 0 for all.")] = 0,
              as_json: Json = False, quiet: Quiet = False) -> None:
     """Measure loss, perplexity and bits per byte on a text."""
     screen = Screen(as_json=as_json, quiet=quiet)

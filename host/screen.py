@@ -67,6 +67,8 @@ class Screen:
                    TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
                    TimeRemainingColumn())
         hidden = self.quiet or not self.err.is_terminal
+        if not self.quiet:
+            self.err.print(f"log: {self.log}", markup=False)
         with Progress(*columns, console=self.err, disable=hidden) as progress:
             yield Steps(self, progress, total, plain=hidden and not self.quiet)
 
@@ -85,7 +87,7 @@ class Screen:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         if self.as_json:
             return
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", show_header=any(columns))
         for at, column in enumerate(columns):
             table.add_column(column, justify="left" if at == 0 else "right")
         for row in rows:

@@ -396,6 +396,20 @@ def _span(part: Partial, span: slice) -> Partial:
                    part.values[:, :, :, span])
 
 
+def merge_top(values: F32, tokens: NDArray[np.uint32], more: F32, first: int,
+              count: int) -> tuple[F32, NDArray[np.uint32]]:
+    """Merge a run of logits into the best so far, the best first; a tie goes to the lower token.
+
+    ``more`` are the logits of tokens ``first``, ``first + 1``, ...; NaNs are never among the best.
+    Returns ``count`` values and their tokens.
+    """
+    kept = ~np.isnan(more)
+    fresh = (first + np.flatnonzero(kept)).astype(np.uint32)
+    all_values, all_tokens = np.concatenate([values, more[kept]]), np.concatenate([tokens, fresh])
+    best = np.lexsort((all_tokens, -all_values))[:count]
+    return all_values[best], all_tokens[best]
+
+
 def describe() -> str:
     """Return every constant that a result depends on, as text."""
     tables = [array.tobytes().hex() for array in (EXP2_POLY, RECIPROCAL_TABLE, RSQRT_TABLE,

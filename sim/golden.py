@@ -547,19 +547,13 @@ def quantize(machine: Machine, i: isa.Quantize) -> None:
 
 @executes(isa.SelectTop)
 def select_top(machine: Machine, i: isa.SelectTop) -> None:
-    rows = len(machine.rows)
     if i.clear:
         machine.top_values[:], machine.top_tokens[:] = -np.inf, 0xFFFF_FFFF
     first = machine.registers[i.register] + i.offset
     count = max(0, min(i.size, i.limit - first))
-    values = machine.vectors(i.source, count)
-    tokens = np.arange(first, first + count, dtype=np.uint32)
-    for row in range(rows):
-        kept = ~np.isnan(values[row])  # a NaN is never among the best
-        all_values = np.concatenate([machine.top_values[row], values[row][kept]])
-        all_tokens = np.concatenate([machine.top_tokens[row], tokens[kept]])
-        best = np.lexsort((all_tokens, -all_values))[:TOP_K]
-        machine.top_values[row], machine.top_tokens[row] = all_values[best], all_tokens[best]
+    for row, values in enumerate(machine.vectors(i.source, count)):
+        machine.top_values[row], machine.top_tokens[row] = numerics.merge_top(
+            machine.top_values[row], machine.top_tokens[row], values, first, TOP_K)
 
 
 # SYS -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from alula.compiler.graph import (
     FloatMatrix,
     Graph,
     Linear,
+    Matrix,
     Mul,
     Node,
     Op,
@@ -75,6 +76,7 @@ class Decoder:
     kept: int = 0
     dropped: float = 0.0
     asymmetric: bool = False
+    embedding: str = "f32"  # f32, f16, or the bits of a quantized table
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,9 +98,7 @@ class Decoder:
         return self._add(name, RmsNorm(gamma=gamma, eps=1e-5, heads=heads), source)
 
     def graph(self) -> Graph:
-        held = self.random.standard_normal((self.vocab, self.hidden)).astype(np.float32)
-        x = self._add("embed", Embed(table=FloatMatrix(
-            name="embed", rows=self.vocab, cols=self.hidden, read=lambda a, b: held[a:b])))
+        x = self._add("embed", Embed(table=self._table()))
         angles = np.arange(self.positions)[:, None] * 1e4 ** -(
             np.arange(0, self.head_dim, 2) / self.head_dim)
         self.cos, self.sin = (f(angles).astype(np.float32) for f in (np.cos, np.sin))
@@ -108,6 +108,15 @@ class Decoder:
                             self._norm("norm", x, self.hidden), self.bias)
         return Graph(nodes=tuple(self.nodes), output=head, vocab=self.vocab,
                      positions=self.positions)
+
+    def _table(self) -> Matrix:
+        if self.embedding.startswith("q"):
+            return quantized(self.random, self.vocab, self.hidden, int(self.embedding[1:]))
+        held = self.random.standard_normal((self.vocab, self.hidden)).astype(np.float32)
+        if self.embedding == "f16":
+            held = held.astype(np.float16).astype(np.float32)
+        return FloatMatrix(name="embed", rows=self.vocab, cols=self.hidden,
+                           read=lambda a, b: held[a:b])
 
     def _layer(self, layer: int, x: str) -> str:
         normed = self._norm(f"{layer}.norm1", x, self.hidden)

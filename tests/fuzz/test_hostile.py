@@ -133,6 +133,8 @@ def test_program_instructions(victim, data):
 
     def use():
         loaded.instructions = isa.disassemble(bytes(code))
+        loaded.control = np.concatenate([np.frombuffer(bytes(code), np.uint8),
+                                         loaded.control[len(code):]])
         session = Session(GoldenDevice(verify(loaded)))
         session.step([Row(session.open(), 1, 0, wants_logits=True)])
     survives(use)

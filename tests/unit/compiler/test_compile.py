@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from models import Decoder, program
 
@@ -108,6 +109,14 @@ def test_graph_wrong(change, message):
 # Tokens and the verifier
 
 
+def test_verify_image_wrong():
+    made = program(SIM, layers=1, context=64, sequences=1)
+    control = np.array(made.control)
+    control[3] ^= 1
+    with pytest.raises(VerifyError, match="^the control memory's image must begin with"):
+        verify(replace(made, control=control))
+
+
 def _quantize(target: int, source: int, **tokens: int) -> isa.Quantize:
     return isa.Quantize(target=target, source=source, size=32, group=32, scale=1.0, **tokens)
 
@@ -152,9 +161,10 @@ def _without(made, at, **fields):
 
 
 def replace_code(made, code):
-    other = replace(made)
-    other.instructions = code
-    return other
+    control = np.array(made.control)
+    whole = isa.assemble(code)
+    control[:len(whole)] = np.frombuffer(whole, np.uint8)
+    return replace(made, instructions=code, control=control)
 
 
 def test_verify_every_token_matters(good):

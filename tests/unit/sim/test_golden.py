@@ -5,12 +5,14 @@ import pytest
 from models import Decoder, program
 
 from alula.compiler.compile import Options, compile
-from alula.compiler.evaluate import evaluate
-from alula.compiler.graph import ActivationKind
+from alula.compiler.evaluate import evaluate, rows_of
+from alula.compiler.graph import ActivationKind, Embed
 from alula.host.device import GoldenDevice, open_device
 from alula.host.session import Row, Session, SessionError
 from alula.hw.arch import SIM
-from alula.sim.golden import EXACT_CHOICES, Machine, MachineError
+from alula.hw.isa import Format, LoadRow
+from alula.hw.layout import STEP_ROW
+from alula.sim.golden import EXACT_CHOICES, EXECUTE, Machine, MachineError
 
 
 @pytest.mark.parametrize("decoder", [
@@ -28,6 +30,24 @@ def test_near_float(decoder):
     spread = wanted.max() - wanted.min()
     assert np.sqrt(np.mean((got - wanted) ** 2)) < 0.01 * spread
     assert (got.argmax(-1) == wanted.argmax(-1)).mean() > 0.8
+
+
+@pytest.mark.parametrize("embedding, kind", [
+    ("f32", Format.F32), ("f16", Format.F16), ("q4", Format.Q4), ("q8", Format.Q8),
+    ("q3", Format.F32)])
+def test_embedding_rows(embedding, kind):
+    """Rows come out as they are in the model, from the smallest format that keeps them."""
+    graph = Decoder(layers=1, embedding=embedding).graph()
+    made = compile(graph, SIM, Options(context=64))
+    load = [insn for insn in made.instructions if isinstance(insn, LoadRow)][-1]
+    assert load.format is kind
+    machine = Machine(made)
+    machine.rows = np.zeros(3, STEP_ROW)
+    machine.rows["token"] = tokens = [0, 7, 514]
+    EXECUTE[LoadRow](machine, load)
+    table = next(graph.of(Embed)).op.table
+    wanted = np.concatenate([rows_of(table, token, token + 1) for token in tokens])
+    np.testing.assert_array_equal(machine.vectors(load.target, load.size), wanted)
 
 
 @pytest.fixture(scope="module")
