@@ -5,9 +5,11 @@ Ref: the ``config.json`` that each model was published with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alula.compiler.graph import (
     Activation,
@@ -19,6 +21,7 @@ from alula.compiler.graph import (
     FloatMatrix,
     Graph,
     Linear,
+    Matrix,
     Mul,
     Node,
     Op,
@@ -43,6 +46,10 @@ class Shape:
     positions: int
     qk_norm: bool = False
     qkv_bias: bool = False
+    head_bias: bool = False
+    window: int = 0
+    interleaved: bool = False
+    activation: ActivationKind = ActivationKind.SILU
     eps: float = 1e-5
     theta: float = 10_000.0
 
@@ -65,17 +72,61 @@ SHAPES = {
 }
 
 
+class Weights(Protocol):
+    """Where a decoder's weights come from."""
+
+    def matrix(self, rows: int, cols: int) -> QuantMatrix:
+        """Return a linear layer's matrix."""
+
+    def vector(self, size: int, middle: float) -> NDArray[np.float32]:
+        """Return norm weights (around 1) or a bias (around 0)."""
+
+    def table(self, rows: int, cols: int) -> Matrix:
+        """Return the embedding table."""
+
+
+class Zeros:
+    """No weights: matrices have a format only."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.bits, self.group = recipe.bits, recipe.group
+
+    def matrix(self, rows: int, cols: int) -> QuantMatrix:
+        groups, middle = -(-cols // self.group), 1 << (self.bits - 1)
+
+        def read(start: int, stop: int) -> Codes:
+            count = stop - start
+            return Codes(np.zeros((count, cols), np.uint8), np.ones((count, groups), np.float32),
+                         np.full((count, groups), middle, np.uint8))
+
+        return QuantMatrix(name="zeros", rows=rows, cols=cols, bits=self.bits, group=self.group,
+                           read=read)
+
+    def vector(self, size: int, middle: float) -> NDArray[np.float32]:
+        return np.full(size, middle, np.float32)
+
+    def table(self, rows: int, cols: int) -> Matrix:
+        return FloatMatrix(name="zeros", rows=rows, cols=cols,
+                           read=lambda a, b: np.zeros((b - a, cols), np.float32))
+
+
 def shape_graph(name: str, recipe: Recipe, positions: int | None = None) -> Graph:
     """Return the graph of a named shape; its matrices have formats, and zeros for weights."""
     if name not in SHAPES:
         raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {name!r}")
     shape = SHAPES[name]
-    return _Builder(shape, recipe, min(positions or 4096, shape.positions)).graph(name)
+    graph = decoder(shape, Zeros(recipe), min(positions or 4096, shape.positions))
+    return replace(graph, architecture=name)
+
+
+def decoder(shape: Shape, weights: Weights, positions: int) -> Graph:
+    """Return a decoder of a shape with rotary tables for some positions."""
+    return _Builder(shape, weights, positions).graph()
 
 
 class _Builder:
-    def __init__(self, shape: Shape, recipe: Recipe, positions: int) -> None:
-        self.shape, self.recipe, self.positions = shape, recipe, positions
+    def __init__(self, shape: Shape, weights: Weights, positions: int) -> None:
+        self.shape, self.weights, self.positions = shape, weights, positions
         self.nodes: list[Node] = []
         angles = np.arange(positions)[:, None] * shape.theta ** -(
             np.arange(0, shape.head_dim, 2) / shape.head_dim)
@@ -86,36 +137,26 @@ class _Builder:
         return name
 
     def linear(self, name: str, rows: int, source: str, cols: int, bias: bool = False) -> str:
-        bits, group = self.recipe.bits, self.recipe.group
-        groups = -(-cols // group)
-
-        def read(start: int, stop: int) -> Codes:
-            count = stop - start
-            middle = 1 << (bits - 1)
-            return Codes(np.zeros((count, cols), np.uint8), np.ones((count, groups), np.float32),
-                         np.full((count, groups), middle, np.uint8))
-
-        matrix = QuantMatrix(name=name, rows=rows, cols=cols, bits=bits, group=group, read=read)
-        return self.add(name, Linear(weight=matrix,
-                                     bias=np.zeros(rows, np.float32) if bias else None), source)
+        matrix = replace(self.weights.matrix(rows, cols), name=name)
+        return self.add(name, Linear(
+            weight=matrix, bias=self.weights.vector(rows, 0) if bias else None), source)
 
     def norm(self, name: str, source: str, size: int, heads: int = 1) -> str:
-        return self.add(name, RmsNorm(gamma=np.ones(size, np.float32), eps=self.shape.eps,
+        return self.add(name, RmsNorm(gamma=self.weights.vector(size, 1), eps=self.shape.eps,
                                       heads=heads), source)
 
-    def graph(self, name: str) -> Graph:
+    def graph(self) -> Graph:
         shape = self.shape
-        table = FloatMatrix(name="embed", rows=shape.vocab, cols=shape.hidden,
-                            read=lambda a, b: np.zeros((b - a, shape.hidden), np.float32))
-        x = self.add("embed", Embed(table=table))
+        x = self.add("embed", Embed(table=self.weights.table(shape.vocab, shape.hidden)))
         for layer in range(shape.layers):
             x = self.mlp(layer, self.attention(layer, x))
-        head = self.linear("logits", shape.vocab, self.norm("norm", x, shape.hidden), shape.hidden)
+        head = self.linear("logits", shape.vocab, self.norm("norm", x, shape.hidden),
+                           shape.hidden, shape.head_bias)
         return Graph(nodes=tuple(self.nodes), output=head, vocab=shape.vocab,
-                     positions=self.positions, architecture=name)
+                     positions=self.positions)
 
     def attention(self, layer: int, x: str) -> str:
-        shape, at = self.shape, f"layers.{layer}.attention"
+        shape, at = self.shape, f"{layer}.attention"
         normed = self.norm(f"{at}.norm", x, shape.hidden)
         parts = []
         for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
@@ -125,20 +166,21 @@ class _Builder:
                 if shape.qk_norm:
                     value = self.norm(f"{at}.{part}_norm", value, shape.head_dim, heads)
                 value = self.add(f"{at}.{part}_rope", Rope(
-                    cos=self.cos, sin=self.sin, heads=heads, head_dim=shape.head_dim), value)
+                    cos=self.cos, sin=self.sin, heads=heads, head_dim=shape.head_dim,
+                    interleaved=shape.interleaved), value)
             parts.append(value)
         mixed = self.add(f"{at}.mix", Attention(
             layer=layer, heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
-            scale=shape.head_dim ** -0.5), *parts)
+            scale=shape.head_dim ** -0.5, window=shape.window), *parts)
         out = self.linear(f"{at}.o", shape.hidden, mixed, shape.heads * shape.head_dim)
         return self.add(f"{at}.add", Add(), x, out)
 
     def mlp(self, layer: int, x: str) -> str:
-        shape, at = self.shape, f"layers.{layer}.mlp"
+        shape, at = self.shape, f"{layer}.mlp"
         normed = self.norm(f"{at}.norm", x, shape.hidden)
         gate = self.linear(f"{at}.gate", shape.ffn, normed, shape.hidden)
         up = self.linear(f"{at}.up", shape.ffn, normed, shape.hidden)
-        act = self.add(f"{at}.act", Activation(kind=ActivationKind.SILU), gate)
+        act = self.add(f"{at}.act", Activation(kind=shape.activation), gate)
         down = self.linear(f"{at}.down", shape.hidden, self.add(f"{at}.mul", Mul(), act, up),
                            shape.ffn)
         return self.add(f"{at}.add", Add(), x, down)

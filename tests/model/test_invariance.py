@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import Decoder
+from models import random_decoder
 
 from alula.compiler.compile import Options, compile
 from alula.compiler.graph import ActivationKind
@@ -35,7 +35,7 @@ def _alone(program, tokens):
 
 @pytest.fixture(scope="module")
 def program():
-    return compile(Decoder(bias=True, qk_norm=True).graph(), SIM, OPTIONS)
+    return compile(random_decoder(qkv_bias=True, head_bias=True, qk_norm=True), SIM, OPTIONS)
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 500])
@@ -124,13 +124,13 @@ def test_pages_are_reused(program):
     dict(kv_heads=6, bits=8, group=16),
     dict(kv_heads=1, bits=3, group=64, asymmetric=True),
     dict(qk_norm=True, bits=2, group=16, activation=ActivationKind.GELU),
-    dict(bias=True, kept=8, activation=ActivationKind.GELU_TANH),
+    dict(qkv_bias=True, head_bias=True, kept=8, activation=ActivationKind.GELU_TANH),
     dict(dropped=0.5, window=50, interleaved=True, activation=ActivationKind.RELU),
     dict(hidden=80, ffn=200, head_dim=48, heads=2, kv_heads=2),
 ], ids=str)
 def test_builds(decoder):
     """Build size changes no bit: lanes, beats, rows of a step, vector width."""
-    graph = Decoder(layers=2, **decoder).graph()
+    graph = random_decoder(layers=2, **decoder)
     tokens = _tokens(90)
     found = []
     for arch in (BUILDS["sim"], BUILDS["zcu104"], BUILDS["u55c"],
@@ -149,7 +149,7 @@ def test_device_chooses_greedy_tokens(program):
 
 
 def test_window_forgets(program):
-    graph = Decoder(layers=1, window=20).graph()
+    graph = random_decoder(layers=1, window=20)
     program = compile(graph, SIM, OPTIONS)
     tail = _tokens(40)
     a, b = (_alone(program, _tokens(100) + tail)[-1] for _ in range(2))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import Decoder, program
+from models import program, random_decoder
 
 from alula.compiler.compile import CompileError, Options, compile
 from alula.compiler.fuse import fuse
@@ -23,25 +23,25 @@ WIDE = replace(SIM, name="wide", vector_elements=65_536, activation_elements=49_
 
 
 def test_fuse_merges_and_gates():
-    graph = fuse(Decoder(layers=2).graph())
+    graph = fuse(random_decoder(layers=2))
     names = [type(node.op).__name__ for node in graph.nodes]
     assert names.count("Linear") == 2 * 4 + 1 and names.count("Gate") == 2
     gates = [node for node in graph.nodes if isinstance(node.op, Gate)]
-    assert gates[0].inputs == ("0.gate", "0.up")
+    assert gates[0].inputs == ("0.mlp.gate", "0.mlp.up")
     verify_graph(graph)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5, 32])
 def test_layers_become_one_loop(layers):
-    parts = sections(fuse(Decoder(layers=layers, hidden=32, heads=2, ffn=32).graph()))
+    parts = sections(fuse(random_decoder(layers=layers, hidden=32, heads=2, ffn=32)))
     counts = [len(part.passes) for part in parts]
     assert counts == ([1] if layers == 1 else [1, layers, 1])
 
 
 def test_unlike_layers_are_not_looped_together():
-    graph = Decoder(layers=4, hidden=32, heads=2, ffn=32).graph()
-    nodes = [replace(node, op=replace(node.op, eps=0.5)) if node.name == "2.norm1" else node
-             for node in graph.nodes]
+    graph = random_decoder(layers=4, hidden=32, heads=2, ffn=32)
+    nodes = [replace(node, op=replace(node.op, eps=0.5))
+             if node.name == "2.attention.norm" else node for node in graph.nodes]
     parts = sections(fuse(graph.with_nodes(nodes)))
     assert max(len(part.passes) for part in parts) == 2
     compile(graph.with_nodes(nodes), SIM, Options(context=64))
@@ -62,30 +62,30 @@ def test_shape_program_bytes(name):
 
 def test_program_does_not_grow():
     def size(layers: int = 32, context: int = 1024, sequences: int = 1) -> int:
-        graph = Decoder(layers=layers, hidden=32, heads=2, ffn=32).graph()
+        graph = random_decoder(layers=layers, hidden=32, heads=2, ffn=32)
         return compile(graph, SIM, Options(context=context, sequences=sequences)).program_bytes
 
     assert size() == size(layers=4) == size(context=64) == size(sequences=16)
 
 
 def test_float_weights_wrong():
-    graph = Decoder(layers=1).graph()
+    graph = random_decoder(layers=1)
     nodes = [Node(node.name, Linear(weight=FloatMatrix(
         name="f", rows=node.op.weight.rows, cols=node.op.weight.cols, read=lambda a, b: None)),
         node.inputs) if isinstance(node.op, Linear) else node for node in graph.nodes]
-    with pytest.raises(CompileError, match=r"^0.q: weights must be integer codes, not floats "
-                                           r"\(8 such layers\); ask for quantization"):
+    with pytest.raises(CompileError, match=r"^0.attention.q: weights must be integer codes, not "
+                                           r"floats \(8 such layers\); ask for quantization"):
         compile(graph.with_nodes(nodes), SIM)
 
 
 def test_too_small_buffers_wrong():
     small = replace(SIM, vector_elements=256)
     with pytest.raises(PlaceError, match=r"the vector buffer must hold \d+ elements a row"):
-        compile(Decoder().graph(), small)
+        compile(random_decoder(), small)
     with pytest.raises(PlaceError, match=r"the activation buffer must hold"):
-        compile(Decoder().graph(), replace(SIM, activation_elements=16))
+        compile(random_decoder(), replace(SIM, activation_elements=16))
     with pytest.raises(PlaceError, match=r"the parameter buffer must hold \d+ elements"):
-        compile(Decoder().graph(), replace(SIM, param_elements=16))
+        compile(random_decoder(), replace(SIM, param_elements=16))
 
 
 def test_too_small_memory_wrong():
@@ -96,12 +96,13 @@ def test_too_small_memory_wrong():
 
 @pytest.mark.parametrize("change, message", [
     (lambda nodes: [*nodes, nodes[-1]], "value names must be unique, not two called 'logits'"),
-    (lambda nodes: nodes[1:], "0.norm1: input 'embed' must be made by an earlier node"),
-    (lambda nodes: [replace(n, op=replace(n.op, kv_heads=4)) if n.name == "0.mix" else n
-                    for n in nodes], "0.mix: heads must be a multiple of kv_heads \\(4\\), not 6"),
+    (lambda nodes: nodes[1:], "0.attention.norm: input 'embed' must be made by an earlier node"),
+    (lambda nodes: [replace(n, op=replace(n.op, kv_heads=4)) if n.name == "0.attention.mix" else n
+                    for n in nodes],
+     "0.attention.mix: heads must be a multiple of kv_heads \\(4\\), not 6"),
 ])
 def test_graph_wrong(change, message):
-    graph = Decoder(layers=1).graph()
+    graph = random_decoder(layers=1)
     with pytest.raises(GraphError, match=f"^{message}$"):
         verify_graph(graph.with_nodes(change(list(graph.nodes))))
 

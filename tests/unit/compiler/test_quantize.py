@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from models import Decoder
+from models import random_decoder
 
 from alula.compiler.evaluate import evaluate, rows_of
 from alula.compiler.graph import FloatMatrix, Graph, Linear, Node, dequantize
@@ -22,7 +22,7 @@ VALUES = RANDOM.standard_normal((20, 100)).astype(np.float32)
 
 def _float_graph(**decoder) -> Graph:
     """Return a random decoder with float weights."""
-    graph = Decoder(**decoder).graph()
+    graph = random_decoder(**decoder)
 
     def as_float(node: Node) -> Node:
         if not isinstance(node.op, Linear):
@@ -102,7 +102,7 @@ def test_dropped_groups():
 
 
 def test_existing_codes_are_kept():
-    graph = Decoder(layers=1).graph()
+    graph = random_decoder(layers=1)
     before, after = (next(g.of(Linear)).op.weight for g in (graph, quantize(graph, parse("w4g32"))))
     np.testing.assert_array_equal(before.read(0, 10).codes, after.read(0, 10).codes)
 

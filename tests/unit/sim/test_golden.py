@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from models import Decoder, program
+from models import program, random_decoder
 
 from alula.compiler.compile import Options, compile
 from alula.compiler.evaluate import evaluate, rows_of
@@ -16,13 +16,13 @@ from alula.sim.golden import EXACT_CHOICES, EXECUTE, Machine, MachineError
 
 
 @pytest.mark.parametrize("decoder", [
-    dict(), dict(qk_norm=True, bias=True), dict(interleaved=True, window=9),
+    dict(), dict(qk_norm=True, qkv_bias=True, head_bias=True), dict(interleaved=True, window=9),
     dict(activation=ActivationKind.GELU), dict(activation=ActivationKind.GELU_TANH),
     dict(kv_heads=6, kept=4, bits=8), dict(asymmetric=True, bits=3, dropped=0.3),
 ], ids=str)
 def test_near_float(decoder):
     """Logits are those of the same weights in float64, but for eight-bit activations."""
-    graph = Decoder(layers=2, **decoder).graph()
+    graph = random_decoder(layers=2, **decoder)
     tokens = np.random.default_rng(0).integers(0, 515, (1, 80))
     wanted = evaluate(graph, tokens)[0]
     session = Session(GoldenDevice(compile(graph, SIM, Options(context=128)), EXACT_CHOICES))
@@ -37,7 +37,7 @@ def test_near_float(decoder):
     ("q3", Format.F32)])
 def test_embedding_rows(embedding, kind):
     """Rows come out as they are in the model, from the smallest format that keeps them."""
-    graph = Decoder(layers=1, embedding=embedding).graph()
+    graph = random_decoder(layers=1, embedding=embedding)
     made = compile(graph, SIM, Options(context=64))
     load = [insn for insn in made.instructions if isinstance(insn, LoadRow)][-1]
     assert load.format is kind
