@@ -154,3 +154,17 @@ def test_window_forgets(program):
     tail = _tokens(40)
     a, b = (_alone(program, _tokens(100) + tail)[-1] for _ in range(2))
     np.testing.assert_array_equal(a, b)
+
+
+def test_query_that_is_also_the_key():
+    """The softmax scale is in the query's quantized copy alone."""
+    graph = Decoder(layers=1, heads=2, kv_heads=2).graph()
+    kept = [node for node in graph.nodes if not node.name.endswith("rope")]
+
+    def logits(key):
+        nodes = [replace(node, inputs=("0.q", key, "0.v")) if node.name == "0.mix" else
+                 replace(node, op=kept[2].op) if node.name == "0.k" else node for node in kept]
+        session = _session(compile(graph.with_nodes(nodes), SIM, OPTIONS))
+        return session.feed(session.open(), [1, 2, 3], all_logits=True)
+
+    np.testing.assert_array_equal(logits("0.q"), logits("0.k"))
