@@ -195,14 +195,27 @@ def _walk_loop(code: list[Instruction], loop: _Loop, count: int, registers: _Rea
         return
     before = dict(registers)
     steps = _steps(code, loop.body, program.memory)
+    _walk_addresses(code, loop.body, probe := dict(before), program, checked=False)
     for register, step in steps.items():
         low, high = before[register]
         if step is not None:
             registers[register] = (low, high + step * (count - 1))
         elif count > 1:  # set in the body: an iteration starts from the value that one ends with
-            _walk_addresses(code, loop.body, probe := dict(before), program, checked=False)
-            registers[register] = (min(low, probe[register][0]), max(high, probe[register][1]))
+            registers[register] = _hull(before[register], probe[register])
+    _walk_addresses(code, loop.body, probe := dict(registers), program, checked=False)
+    for register, step in steps.items():
+        if step is None and count > 1 and _hull(registers[register],
+                                                probe[register]) != registers[register]:
+            raise VerifyError(f"{_where(loop.at, code[loop.at])}: address register {register} must "
+                              "be set in each pass, or only added to")
     _walk_addresses(code, loop.body, registers, program, checked=checked)
+    if code[loop.at].source is Count.HEAD:  # type: ignore[attr-defined]
+        registers.update({register: _hull(before[register], registers[register])
+                          for register in steps})
+
+
+def _hull(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return min(a[0], b[0]), max(a[1], b[1])
 
 
 def _steps(code: list[Instruction], body: list[int | _Loop],

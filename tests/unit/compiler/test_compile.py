@@ -212,3 +212,29 @@ def test_verify_operand_wrong(good, cls, fields, message):
 def test_verify_structure_wrong(good, edit, message):
     with pytest.raises(VerifyError, match=message):
         verify(replace_code(good, edit(list(good.instructions))))
+
+
+def _loop(*body, source=isa.Count.IMMEDIATE, count=0):
+    return [isa.Loop(source=source, count=count), *body, isa.EndLoop()]
+
+
+_FAR, _ZERO = (isa.SetAddress(register=9, value=value) for value in (1 << 20, 0))
+_MORE = isa.AddAddress(register=9, value=1 << 16)
+_LOAD = isa.LoadParams(register=9, offset=0, target=0, size=16)
+
+
+@pytest.mark.parametrize("code, message", [
+    ([_FAR, *_loop(_ZERO, source=isa.Count.HEAD), _LOAD], "must stay inside the parameters"),
+    (_loop(*_loop(_ZERO, source=isa.Count.HEAD), _LOAD, _MORE, source=isa.Count.REPEATS),
+     "address register 9 must be set in each pass, or only added to"),
+    (_loop(*_loop(_ZERO), _LOAD, _MORE, count=5),
+     "address register 9 must be set in each pass, or only added to"),
+])
+def test_verify_register_set_in_skipped_loop(good, code, message):
+    """A body that may not run may not be what makes an address good."""
+    at = next(i for i, insn in enumerate(good.instructions) if isinstance(insn, isa.LoadParams))
+    code = [replace(insn, offset=good.instructions[at].offset) if insn is _LOAD else insn
+            for insn in code]
+    fence = list(schedule([BARRIER]))
+    with pytest.raises(VerifyError, match=message):
+        verify(replace_code(good, [*fence, *code, *fence, *good.instructions]))
