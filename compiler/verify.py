@@ -129,10 +129,37 @@ def _check_operands(at: int, instruction: Instruction, program: Program) -> None
                 raise VerifyError(f"{_where(at, instruction)}: must stay in the "
                                   f"{access.space.value}'s {limit} blocks, not reach block "
                                   f"{access.stop}; {program.arch.name} is too small for this model")
+    if isinstance(instruction, isa.SEQUENCED) and instruction.wait | instruction.release:
+        raise VerifyError(f"{_where(at, instruction)}: must neither wait nor release; the "
+                          "sequencer runs it before any queue")
+    wrong = _disagreement(instruction)
+    if wrong:
+        raise VerifyError(f"{_where(at, instruction)}: {wrong}")
     for name, (legal, wanted) in _LEGAL.get(type(instruction), {}).items():
         value = getattr(instruction, name)
         if not legal(value):
             raise VerifyError(f"{_where(at, instruction)}: {name} must be {wanted}, not {value}")
+
+
+def _disagreement(i: Instruction) -> str:
+    """Return what is wrong with operands that are legal each for itself, or nothing."""
+    match i:
+        case isa.Attend(heads=heads, kv_heads=kv_heads) if kv_heads and heads % kv_heads:
+            return f"heads must be a multiple of kv_heads ({kv_heads}), not {heads}"
+        case isa.Rotate() if i.rotary_dim % 2 or i.rotary_dim > i.head_dim:
+            return (f"rotary_dim must be even and at most head_dim ({i.head_dim}), "
+                    f"not {i.rotary_dim}")
+        case isa.LoadRow() if _row_words(i) > i.stride:
+            return f"stride must be at least {_row_words(i)} words for a row of {i.size} elements"
+    return ""
+
+
+def _row_words(i: isa.LoadRow) -> int:
+    """Return the words of a table's row."""
+    if i.format in (isa.Format.F32, isa.Format.F16):
+        return _words(i.size, 4 if i.format is isa.Format.F32 else 2)
+    codes = -(-i.size // 2) if i.format is isa.Format.Q4 else i.size
+    return _words(-(-i.size // (1 << i.group_log2))) + _words(codes, 1)
 
 
 def _head_dim(value: int) -> bool:

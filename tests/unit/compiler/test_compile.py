@@ -194,6 +194,12 @@ def test_verify_loop_reach(good):
     (isa.Attend, {"head_dim": 24}, "head_dim must be a multiple of 16"),
     (isa.Quantize, {"group": 0}, "group must be a multiple of 16, at least 16, not 0"),
     (isa.Attend, {"window": 5}, "window must be 0 as in its LoadPages, not 5"),
+    (isa.Attend, {"heads": 5}, "heads must be a multiple of kv_heads \\(2\\), not 5"),
+    (isa.Rotate, {"rotary_dim": 32}, "must be even and at most head_dim \\(16\\), not 32"),
+    (isa.Rotate, {"rotary_dim": 15}, "rotary_dim must be even and at most head_dim"),
+    (isa.LoadRow, {"stride": 3}, "stride must be at least 8 words for a row of 32 elements"),
+    (isa.SetAddress, {"wait": 1}, "must neither wait nor release"),
+    (isa.Loop, {"release": 2}, "must neither wait nor release"),
 ])
 def test_verify_operand_wrong(good, cls, fields, message):
     at = next(i for i, insn in enumerate(good.instructions) if isinstance(insn, cls))
