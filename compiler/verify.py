@@ -17,7 +17,7 @@ from typing import Any
 
 from alula.compiler.effects import SIZES, Effects, effects
 from alula.compiler.program import MemoryMap, Program, Region
-from alula.hw import isa, layout
+from alula.hw import isa, layout, numerics
 from alula.hw.arch import ArchConfig
 from alula.hw.isa import Count, Instruction, Queue
 
@@ -39,6 +39,7 @@ def verify(program: Program) -> Program:
     code = program.instructions
     tree = _nest(code)
     _check_memory_map(program.memory, program.arch)
+    _check_host_tables(program)
     _check_directory(program)
     for at, instruction in enumerate(code):
         _check_operands(at, instruction, program)
@@ -97,6 +98,23 @@ def _check_memory_map(memory: MemoryMap, arch: ArchConfig) -> None:
     if needed > memory.cache.size:
         raise VerifyError(f"region cache must have {needed} bytes for {memory.slots} slots, "
                           f"not {memory.cache.size}")
+
+
+def _check_host_tables(program: Program) -> None:
+    """Check the sizes that hosts go by: of contexts, page tables, results and the program."""
+    memory, rows = program.memory, program.arch.rows
+    if memory.context > program.model.positions:
+        raise VerifyError(f"the context must be at most the model's {program.model.positions} "
+                          f"positions, not {memory.context}")
+    table = -(-memory.context // numerics.PAGE_TOKENS) * 4
+    for name, needed, size in (
+            ("page_stride", table, memory.page_stride * isa.WORD_BYTES),
+            ("region logits", rows * memory.logits_stride * isa.WORD_BYTES, memory.logits.size),
+            ("logits_stride", 4 * program.model.vocab, memory.logits_stride * isa.WORD_BYTES),
+            ("region top", memory.repeats * rows * layout.TOP_ROW.itemsize, memory.top.size),
+            ("region program", program.program_bytes, memory.program.size)):
+        if needed > size:
+            raise VerifyError(f"{name} must have {needed} bytes, not {size}")
 
 
 def _check_directory(program: Program) -> None:

@@ -9,6 +9,7 @@ from alula.compiler.compile import CompileError, Options, compile
 from alula.compiler.fuse import fuse
 from alula.compiler.graph import FloatMatrix, Gate, GraphError, Linear, Node, verify as verify_graph
 from alula.compiler.place import PlaceError
+from alula.compiler.program import Region
 from alula.compiler.recipe import parse
 from alula.compiler.schedule import BARRIER, LoopBlock, schedule
 from alula.compiler.sections import sections
@@ -218,6 +219,19 @@ def test_verify_operand_wrong(good, cls, fields, message):
 def test_verify_structure_wrong(good, edit, message):
     with pytest.raises(VerifyError, match=message):
         verify(replace_code(good, edit(list(good.instructions))))
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"context": 5000}, "the context must be at most the model's 1024 positions, not 5000"),
+    ({"context": 1024}, "page_stride must have 64 bytes, not"),
+    ({"logits_stride": 1}, "logits_stride must have 2060 bytes, not 16"),
+    ({"repeats": 100}, r"region top must have \d+ bytes, not \d+"),
+    ({"program": Region(0, 64)}, "region program must have \\d+ bytes, not 64"),
+])
+def test_verify_host_tables_wrong(good, fields, message):
+    memory = replace(good.memory, **{"page_stride": 1, **fields})
+    with pytest.raises(VerifyError, match=message):
+        verify(replace(good, memory=memory))
 
 
 def _loop(*body, source=isa.Count.IMMEDIATE, count=0):
