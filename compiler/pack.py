@@ -105,8 +105,8 @@ class _Tiles:
             codes, zero_points = np.pad(codes, below), np.pad(zero_points, below)
             scales = np.pad(scales, below)
         nonzero = codes != zero_points.repeat(group, axis=1)
-        bitmaps = np.packbits(nonzero.reshape(-1), bitorder="little").view("<u2")
-        bitmaps = bitmaps.reshape(strips, TILE_ROWS, tiles, group // layout.WINDOW)
+        bitmaps = np.packbits(nonzero.reshape(-1), bitorder="little").view("<u2").reshape(
+            strips, TILE_ROWS, tiles, group // layout.WINDOW)
         # Window by window: a reduction along so short an axis takes four times as long.
         most = reduce(np.maximum, np.moveaxis(_ONES[bitmaps], -1, 0))
         most = np.ascontiguousarray(most.transpose(0, 2, 1))
@@ -145,11 +145,12 @@ def _bit_string(values: NDArray[np.integer], bits: int) -> U8:
     if bits == 16:
         return np.ascontiguousarray(values, "<u2").view(np.uint8)
     if bits in (2, 4) and count * bits % 8 == 0:
+        joined = np.ascontiguousarray(values, np.uint8)
         while bits < 8:  # join neighbours
-            pairs = np.ascontiguousarray(values, np.uint8).view("<u2")
-            values = (pairs | pairs >> np.uint16(8 - bits)).astype(np.uint8)
+            pairs = joined.view("<u2")
+            joined = (pairs | pairs >> np.uint16(8 - bits)).astype(np.uint8)
             bits *= 2
-        return values
+        return joined
     out = np.zeros((*values.shape[:-1], -(-count * bits // 8)), np.uint8)
     for first in range(min(8, count)):  # eight values later a value lies alike in its bytes
         byte, shift = divmod(first * bits, 8)
@@ -262,18 +263,21 @@ def _pack_mixed(tiles: _Tiles, beat_bytes: int, stats: PackStats) -> list[bytes]
 def _segments(parts: list[tuple[NDArray[Any], NDArray[np.int64]]], beat_bytes: int,
               stats: PackStats) -> list[bytes]:
     """Return strips made of segments; parts are their bytes and how many each tile has."""
-    datas = [memoryview(np.ascontiguousarray(data)).cast("B") for data, _ in parts]
+    datas = [np.ascontiguousarray(data).data.cast("B") for data, _ in parts]
     firsts = np.arange(0, parts[0][1].shape[1], SEGMENT_TILES)
     sizes = np.stack([np.add.reduceat(part, firsts, axis=1) for _, part in parts], axis=-1)
     ends = sizes.reshape(-1, len(parts)).cumsum(axis=0).reshape(sizes.shape)
     padding = -sizes.sum(axis=-1) % beat_bytes
     stats.padding += int(padding.sum())
-    return [b"".join(
-        piece for begin, end, pad in zip(start, stop, fill, strict=True)
-        for piece in (*(data[a:b] for data, a, b in zip(datas, begin, end, strict=True)),
-                      bytes(pad)))
-        for start, stop, fill in zip((ends - sizes).tolist(), ends.tolist(), padding.tolist(),
-                                     strict=True)]
+    strips = []
+    for start, stop, fill in zip((ends - sizes).tolist(), ends.tolist(), padding.tolist(),
+                                 strict=True):
+        pieces: list[memoryview | bytes] = []
+        for begin, end, pad in zip(start, stop, fill, strict=True):
+            pieces += [data[a:b] for data, a, b in zip(datas, begin, end, strict=True)]
+            pieces.append(bytes(pad))
+        strips.append(b"".join(pieces))
+    return strips
 
 
 def _count(tiles: _Tiles, rows: NDArray[np.int64], sizes: list[int], stats: PackStats) -> None:
