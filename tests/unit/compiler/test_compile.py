@@ -7,7 +7,15 @@ from models import Decoder, program
 
 from alula.compiler.compile import CompileError, Options, compile
 from alula.compiler.fuse import fuse
-from alula.compiler.graph import FloatMatrix, Gate, GraphError, Linear, Node, verify as verify_graph
+from alula.compiler.graph import (
+    Embed,
+    FloatMatrix,
+    Gate,
+    GraphError,
+    Linear,
+    Node,
+    verify as verify_graph,
+)
 from alula.compiler.place import PlaceError
 from alula.compiler.program import Region
 from alula.compiler.recipe import parse
@@ -99,6 +107,12 @@ def test_too_small_memory_wrong():
     (lambda nodes: nodes[1:], "0.norm1: input 'embed' must be made by an earlier node"),
     (lambda nodes: [replace(n, op=replace(n.op, kv_heads=4)) if n.name == "0.mix" else n
                     for n in nodes], "0.mix: heads must be a multiple of kv_heads \\(4\\), not 6"),
+    (lambda nodes: [replace(nodes[0], op=Embed(table=replace(nodes[0].op.table, rows=514))),
+                    *nodes[1:]], "embed: the table must have a row for each of the 515 tokens, "
+                                 "not 514"),
+    (lambda nodes: [replace(n, op=replace(n.op, cos=n.op.cos[:9], sin=n.op.sin[:9]))
+                    if n.name == "0.k_rope" else n for n in nodes],
+     "0.k_rope: rotary tables must have a row for each of the 1024 positions, not 9"),
 ])
 def test_graph_wrong(change, message):
     graph = Decoder(layers=1).graph()
