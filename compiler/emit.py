@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -221,23 +220,21 @@ class _Emitter:
                                          shared=0, size=size, function=function))
         return items
 
-    def _codes(self, index: int, value: str, group: int) -> int:
-        return self.placement.codes[CodesKey(value, group, index)]
+    def _codes(self, index: int, node: Node) -> list[int]:
+        """Return the blocks of an operation's quantized inputs."""
+        return [self.placement.codes[key] for key in quantized_inputs(node, index)]
 
     def _quantize(self, index: int, node: Node) -> list[Item]:
         """Quantize the inputs that no earlier operation of the section did."""
         items: list[Item] = []
-        for position, (value, group) in enumerate(quantized_inputs(node)):
-            key = CodesKey(value, group, index)
+        for key in quantized_inputs(node, index):
             if key in self.quantized:
                 continue
             self.quantized.add(key)
-            scale = 1.0
-            if isinstance(node.op, Attention) and position == 0:
-                scale = float(np.float32(node.op.scale * math.log2(math.e)))
             items.append(isa.Quantize(target=self.placement.codes[key],
-                                      source=self.placement.block(value),
-                                      size=self.lengths[value], group=group, scale=scale))
+                                      source=self.placement.block(key.value),
+                                      size=self.lengths[key.value], group=key.group,
+                                      scale=key.scale))
         return items
 
     def _embed(self, op: Embed, target: int) -> isa.LoadRow:
@@ -251,7 +248,7 @@ class _Emitter:
         weight = _quantized(node.op.weight)
         items: list[Item] = [
             isa.LoadStream(register=_STREAM, offset=stream),
-            isa.Linear(target=target, source=self._codes(index, node.inputs[0], weight.group),
+            isa.Linear(target=target, source=self._codes(index, node)[0],
                        outputs=weight.rows, inputs=weight.cols,
                        group_log2=weight.group.bit_length() - 1)]
         if node.op.bias is not None:
@@ -265,7 +262,7 @@ class _Emitter:
     def _attention(self, index: int, node: Node, target: int, first: int) -> list[Item]:
         op = node.op
         assert isinstance(op, Attention)
-        query, key, value = (self._codes(index, name, op.head_dim) for name in node.inputs)
+        query, key, value = self._codes(index, node)
         offset = self.layer_starts[op.layer]
         heads = {"kv_heads": op.kv_heads, "head_dim": op.head_dim}
         return [
@@ -288,7 +285,7 @@ class _Emitter:
         registers = {_STREAM: 1, _TOKEN: size, _LOGITS: words(size)}
         chunk: list[Item] = [
             isa.LoadStream(register=_STREAM, offset=first),
-            isa.Linear(target=block, source=self._codes(index, node.inputs[0], weight.group),
+            isa.Linear(target=block, source=self._codes(index, node)[0],
                        outputs=size, inputs=weight.cols,
                        group_log2=weight.group.bit_length() - 1)]
         if node.op.bias is not None:

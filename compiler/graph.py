@@ -295,8 +295,8 @@ def _expect(node: Node, what: str, size: int, wanted: int) -> None:
 def verify(graph: Graph) -> Graph:
     """Return ``graph`` if it is legal, else raise :class:`GraphError` naming node and reason."""
     found = sizes(graph)
-    if graph.output not in found:
-        raise GraphError(f"the output {graph.output!r} must be a node of the graph")
+    if not graph.nodes or graph.output != graph.nodes[-1].name:
+        raise GraphError(f"the output {graph.output!r} must be the last node of the graph")
     if found[graph.output] != graph.vocab:
         raise GraphError(f"the output {graph.output!r} must have one element for each of the "
                          f"{graph.vocab} tokens, not {found[graph.output]}")
@@ -306,6 +306,12 @@ def verify(graph: Graph) -> Graph:
     for node in graph.nodes:
         if isinstance(node.op, Linear | Embed):
             _verify_matrix(node)
+        if isinstance(node.op, Embed) and node.op.table.rows < graph.vocab:
+            raise GraphError(f"{node.name}: the table must have a row for each of the "
+                             f"{graph.vocab} tokens, not {node.op.table.rows}")
+        if isinstance(node.op, Rope) and len(node.op.cos) < graph.positions:
+            raise GraphError(f"{node.name}: rotary tables must have a row for each of the "
+                             f"{graph.positions} positions, not {len(node.op.cos)}")
     return graph
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -35,10 +36,14 @@ class PlaceError(ValueError):
 
 @dataclass(frozen=True)
 class CodesKey:
-    """A quantized copy: of which value, with how many elements to a scale, for which section."""
+    """A quantized copy: of which value, with how many elements to a scale, for which section.
+
+    ``scale`` is folded into the stored scales: an attention's query has its softmax scale there.
+    """
 
     value: str
     group: int
+    scale: float
     section: int
 
 
@@ -72,13 +77,15 @@ def param_of(node: Node) -> NDArray[np.float32] | None:
     return node.op.bias if isinstance(node.op, Linear) else None
 
 
-def quantized_inputs(node: Node) -> list[tuple[str, int]]:
-    """Return ``(value, elements to a scale)`` of each input an operation takes as int8 codes."""
+def quantized_inputs(node: Node, section: int) -> list[CodesKey]:
+    """Return the quantized copy of each input that an operation takes as int8 codes."""
     match node.op:
         case Linear(weight=QuantMatrix(group=group)):
-            return [(node.inputs[0], group)]
-        case Attention(head_dim=head_dim):
-            return [(name, head_dim) for name in node.inputs]
+            return [CodesKey(node.inputs[0], group, 1.0, section)]
+        case Attention(head_dim=head_dim, scale=scale):
+            scales = (float(np.float32(scale * math.log2(math.e))), 1.0, 1.0)
+            return [CodesKey(name, head_dim, factor, section)
+                    for name, factor in zip(node.inputs, scales, strict=True)]
     return []
 
 
@@ -239,16 +246,15 @@ def _place_codes(placement: Placement, parts: list[Section], lengths: dict[str, 
     limit = arch.activation_elements // BLOCK
     at = 0
     for index, part in enumerate(parts):
-        last = {CodesKey(value, group, index): time for time, node in enumerate(part.nodes)
-                for value, group in quantized_inputs(node)}
+        last = {key: time for time, node in enumerate(part.nodes)
+                for key in quantized_inputs(node, index)}
         live: dict[CodesKey, tuple[int, int]] = {}
         for time, node in enumerate(part.nodes):
             live = {key: span for key, span in live.items() if last[key] >= time}
-            for value, group in quantized_inputs(node):
-                key = CodesKey(value, group, index)
+            for key in quantized_inputs(node, index):
                 if key in placement.codes:
                     continue
-                blocks = _up(lengths[value], group) // BLOCK
+                blocks = _up(lengths[key.value], key.group) // BLOCK
                 block = _next_fit(sorted(live.values()), blocks, at, limit)
                 if block is None:
                     raise PlaceError(f"{node.name}: the activation buffer must hold "

@@ -6,7 +6,16 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from alula.compiler.graph import Attention, FloatMatrix, Graph, Node, Op, QuantMatrix
+from alula.compiler.graph import (
+    Attention,
+    Embed,
+    FloatMatrix,
+    Graph,
+    Node,
+    Op,
+    QuantMatrix,
+    Slice,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ class Section:
 def sections(graph: Graph) -> list[Section]:
     """Return the graph's nodes as sections in order; loops cover as many nodes as they can."""
     nodes = graph.nodes
-    keys = [_key(node.op) for node in nodes]
+    # The output is computed apart from the rest, in chunks, so it is like no other node.
+    keys = [("output",) if node.name == graph.output else _key(node.op) for node in nodes]
     found: list[Section] = []
     straight: list[Node] = []
     at = 0
@@ -58,7 +68,9 @@ def _key(op: Op) -> tuple[object, ...]:
     facts: list[object] = [type(op).__name__]
     for item in fields(op):
         value = getattr(op, item.name)
-        if isinstance(value, QuantMatrix):
+        if isinstance(op, Embed):
+            facts.append(id(value))  # a table has one address for all passes
+        elif isinstance(value, QuantMatrix):
             facts.append(("quantized", value.rows, value.cols, value.group))
         elif isinstance(value, FloatMatrix):
             facts.append(("float", value.rows, value.cols))
@@ -107,10 +119,37 @@ def _loop(nodes: tuple[Node, ...], index: dict[str, int], at: int, period: int,
                 elif carried.setdefault(outside, inside) != inside:
                     return None
         good = turn + 1
-    if good < 2 or invariant & carried.keys():
+    roots = _roots(nodes)
+    while good > 1 and not _private(nodes, roots, at, period, good, carried, invariant):
+        good -= 1
+    if good < 2:
         return None
     return Section(tuple(nodes[at + turn * period:at + (turn + 1) * period]
                          for turn in range(good)), tuple(carried.items()))
+
+
+def _roots(nodes: tuple[Node, ...]) -> dict[str, str]:
+    """Return the value whose place each value shares: what a slice is cut from, or itself."""
+    roots: dict[str, str] = {}
+    for node in nodes:
+        roots[node.name] = roots[node.inputs[0]] if isinstance(node.op, Slice) else node.name
+    return roots
+
+
+def _private(nodes: tuple[Node, ...], roots: dict[str, str], at: int, period: int, passes: int,
+             carried: dict[str, str], invariant: set[str]) -> bool:
+    """Return whether nothing else needs what a later pass writes over.
+
+    That is the values of all passes but the last, and the outside values that carried ones replace.
+    """
+    end = at + passes * period
+    replaced = {roots[outside] for outside in carried}
+    lost = replaced | {node.name for node in nodes[at:end - period]}
+    own = {node.name for node in nodes[at:at + period]}
+    return (len(replaced) == len(carried)
+            and all(roots[inside] in own for inside in carried.values())
+            and not any(roots[name] in replaced for name in invariant)
+            and not any(roots[name] in lost for node in nodes[end:] for name in node.inputs))
 
 
 def _wire(nodes: tuple[Node, ...], index: dict[str, int], at: int, start: int, period: int,

@@ -121,10 +121,12 @@ def shape_graph(name: str, recipe: Recipe, positions: int | None = None) -> Grap
 
 def decoder(shape: Shape, weights: Weights, positions: int) -> Graph:
     """Return a decoder of a shape with rotary tables for some positions."""
-    return _Builder(shape, weights, positions).graph()
+    return Builder(shape, weights, positions).graph()
 
 
-class _Builder:
+class Builder:
+    """Builds a decoder, node by node; a variation overrides :meth:`layer`."""
+
     def __init__(self, shape: Shape, weights: Weights, positions: int) -> None:
         self.shape, self.weights, self.positions = shape, weights, positions
         self.nodes: list[Node] = []
@@ -149,11 +151,14 @@ class _Builder:
         shape = self.shape
         x = self.add("embed", Embed(table=self.weights.table(shape.vocab, shape.hidden)))
         for layer in range(shape.layers):
-            x = self.mlp(layer, self.attention(layer, x))
+            x = self.layer(layer, x)
         head = self.linear("logits", shape.vocab, self.norm("norm", x, shape.hidden),
                            shape.hidden, shape.head_bias)
         return Graph(nodes=tuple(self.nodes), output=head, vocab=shape.vocab,
                      positions=self.positions)
+
+    def layer(self, layer: int, x: str) -> str:
+        return self.mlp(layer, self.attention(layer, x))
 
     def attention(self, layer: int, x: str) -> str:
         shape, at = self.shape, f"{layer}.attention"

@@ -17,7 +17,7 @@ from typing import Any
 
 from alula.compiler.effects import SIZES, Effects, effects
 from alula.compiler.program import MemoryMap, Program, Region
-from alula.hw import isa, layout
+from alula.hw import isa, layout, numerics
 from alula.hw.arch import ArchConfig
 from alula.hw.isa import Count, Instruction, Queue
 
@@ -39,6 +39,7 @@ def verify(program: Program) -> Program:
     code = program.instructions
     tree = _nest(code)
     _check_memory_map(program.memory, program.arch)
+    _check_host_tables(program)
     _check_directory(program)
     _check_image(program)
     for at, instruction in enumerate(code):
@@ -100,6 +101,23 @@ def _check_memory_map(memory: MemoryMap, arch: ArchConfig) -> None:
                           f"not {memory.cache.size}")
 
 
+def _check_host_tables(program: Program) -> None:
+    """Check the sizes that hosts go by: of contexts, page tables, results and the program."""
+    memory, rows = program.memory, program.arch.rows
+    if memory.context > program.model.positions:
+        raise VerifyError(f"the context must be at most the model's {program.model.positions} "
+                          f"positions, not {memory.context}")
+    table = -(-memory.context // numerics.PAGE_TOKENS) * 4
+    for name, needed, size in (
+            ("page_stride", table, memory.page_stride * isa.WORD_BYTES),
+            ("region logits", rows * memory.logits_stride * isa.WORD_BYTES, memory.logits.size),
+            ("logits_stride", 4 * program.model.vocab, memory.logits_stride * isa.WORD_BYTES),
+            ("region top", memory.repeats * rows * layout.TOP_ROW.itemsize, memory.top.size),
+            ("region program", program.program_bytes, memory.program.size)):
+        if needed > size:
+            raise VerifyError(f"{name} must have {needed} bytes, not {size}")
+
+
 def _check_directory(program: Program) -> None:
     """Check that each stream a directory names lies inside the lane's weight region."""
     entries = program.memory.streams
@@ -137,10 +155,37 @@ def _check_operands(at: int, instruction: Instruction, program: Program) -> None
                 raise VerifyError(f"{_where(at, instruction)}: must stay in the "
                                   f"{access.space.value}'s {limit} blocks, not reach block "
                                   f"{access.stop}; {program.arch.name} is too small for this model")
+    if isinstance(instruction, isa.SEQUENCED) and instruction.wait | instruction.release:
+        raise VerifyError(f"{_where(at, instruction)}: must neither wait nor release; the "
+                          "sequencer runs it before any queue")
+    wrong = _disagreement(instruction)
+    if wrong:
+        raise VerifyError(f"{_where(at, instruction)}: {wrong}")
     for name, (legal, wanted) in _LEGAL.get(type(instruction), {}).items():
         value = getattr(instruction, name)
         if not legal(value):
             raise VerifyError(f"{_where(at, instruction)}: {name} must be {wanted}, not {value}")
+
+
+def _disagreement(i: Instruction) -> str:
+    """Return what is wrong with operands that are legal each for itself, or nothing."""
+    match i:
+        case isa.Attend(heads=heads, kv_heads=kv_heads) if kv_heads and heads % kv_heads:
+            return f"heads must be a multiple of kv_heads ({kv_heads}), not {heads}"
+        case isa.Rotate() if i.rotary_dim % 2 or i.rotary_dim > i.head_dim:
+            return (f"rotary_dim must be even and at most head_dim ({i.head_dim}), "
+                    f"not {i.rotary_dim}")
+        case isa.LoadRow() if _row_words(i) > i.stride:
+            return f"stride must be at least {_row_words(i)} words for a row of {i.size} elements"
+    return ""
+
+
+def _row_words(i: isa.LoadRow) -> int:
+    """Return the words of a table's row."""
+    if i.format in (isa.Format.F32, isa.Format.F16):
+        return _words(i.size, 4 if i.format is isa.Format.F32 else 2)
+    codes = -(-i.size // 2) if i.format is isa.Format.Q4 else i.size
+    return _words(-(-i.size // (1 << i.group_log2))) + _words(codes, 1)
 
 
 def _head_dim(value: int) -> bool:
@@ -203,14 +248,27 @@ def _walk_loop(code: list[Instruction], loop: _Loop, count: int, registers: _Rea
         return
     before = dict(registers)
     steps = _steps(code, loop.body, program.memory)
+    _walk_addresses(code, loop.body, probe := dict(before), program, checked=False)
     for register, step in steps.items():
         low, high = before[register]
         if step is not None:
             registers[register] = (low, high + step * (count - 1))
         elif count > 1:  # set in the body: an iteration starts from the value that one ends with
-            _walk_addresses(code, loop.body, probe := dict(before), program, checked=False)
-            registers[register] = (min(low, probe[register][0]), max(high, probe[register][1]))
+            registers[register] = _hull(before[register], probe[register])
+    _walk_addresses(code, loop.body, probe := dict(registers), program, checked=False)
+    for register, step in steps.items():
+        if step is None and count > 1 and _hull(registers[register],
+                                                probe[register]) != registers[register]:
+            raise VerifyError(f"{_where(loop.at, code[loop.at])}: address register {register} must "
+                              "be set in each pass, or only added to")
     _walk_addresses(code, loop.body, registers, program, checked=checked)
+    if code[loop.at].source is Count.HEAD:  # type: ignore[attr-defined]
+        registers.update({register: _hull(before[register], registers[register])
+                          for register in steps})
+
+
+def _hull(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return min(a[0], b[0]), max(a[1], b[1])
 
 
 def _steps(code: list[Instruction], body: list[int | _Loop],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -69,13 +70,12 @@ class Session:
             raise SessionError(f"a sequence must have at most {self.context} tokens, not {length}; "
                                "compile with a larger --context")
         pages, memory = self.pages[sequence], self.device.program.memory
-        first = len(pages)
-        while len(pages) * PAGE_TOKENS < length:
-            free = self.free[len(pages) % PAGE_CLASSES]
-            if not free:
-                raise SessionError("the cache is full; close a sequence, or compile with fewer "
-                                   "--sequences or a smaller --context")
-            pages.append(free.pop())
+        first, last = len(pages), -(-length // PAGE_TOKENS)
+        wanted = Counter(page % PAGE_CLASSES for page in range(first, last))
+        if any(count > len(self.free[page_class]) for page_class, count in wanted.items()):
+            raise SessionError("the cache is full; close a sequence, or compile with fewer "
+                               "--sequences or a smaller --context")
+        pages += [self.free[page % PAGE_CLASSES].pop() for page in range(first, last)]
         if len(pages) > first:
             start = memory.pages.start + sequence * memory.page_stride * 16 + 4 * first
             self.device.write(start, np.array(pages[first:], "<u4").tobytes())
@@ -89,14 +89,26 @@ class Session:
         if not 1 <= repeats <= program.memory.repeats:
             raise SessionError(f"repeats must be from 1 to {program.memory.repeats}, "
                                f"not {repeats}")
+        if repeats > 1 and len({row.sequence for row in rows}) < len(rows):
+            raise SessionError("with repeats, a step must have one row of each sequence")
         for row in rows:
             if not 0 <= row.token < program.model.vocab:
                 raise SessionError(f"a token must be below {program.model.vocab}, not {row.token}")
+            if row.sequence not in self.pages:
+                raise SessionError(f"sequence {row.sequence} must be open")
+            if row.position < 0:
+                raise SessionError(f"a position must be at least 0, not {row.position}")
             self.reserve(row.sequence, row.position + repeats)
+            if row.parent < 0 and row.position > self.lengths[row.sequence]:
+                raise SessionError(f"a row without a parent must follow the "
+                                   f"{self.lengths[row.sequence]} cached tokens of its sequence, "
+                                   f"not be at position {row.position}")
         self.device.write(program.memory.step.start, self._table(rows, repeats))
         self.device.step()
         for row in rows:
-            self.lengths[row.sequence] = max(self.lengths[row.sequence], row.position + repeats)
+            if row.place == layout.PLACE_BY_POSITION:
+                self.lengths[row.sequence] = max(self.lengths[row.sequence],
+                                                 row.position + repeats)
 
     def _table(self, rows: Sequence[Row], repeats: int) -> bytes:
         memory = self.device.program.memory

@@ -364,7 +364,10 @@ class ReadStep(Instruction):
 
 @_opcode(Queue.SYS, 2)
 class Advance(Instruction):
-    """Give each row its best token and the next position, as the next repeat's input."""
+    """Give each row its best token and the next position, as the next repeat's input.
+
+    A row whose logits are no numbers has no best token, and takes token 0.
+    """
 
 
 @_opcode(Queue.SYS, 3)

@@ -22,6 +22,7 @@ from __future__ import annotations
 from functools import cache
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +40,10 @@ SCALE_BYTES = 2
 ZERO_POINT_BYTES = 1
 
 
-def header(present: int, kept: int, width_bits: int, zero_points: bool) -> int:
-    """Return a tile header as an unsigned integer."""
+def header(present: Any, kept: Any, width_bits: int, zero_points: Any) -> Any:
+    """Return a tile header as an unsigned integer; numbers may be arrays of whole numbers."""
     return (present | kept << 16 | numerics.WEIGHT_BITS.index(width_bits) << 20
-            | int(zero_points) << 22)
+            | zero_points * (1 << 22))
 
 
 def parse_header(word: int) -> tuple[int, int, int, bool]:
@@ -108,6 +109,7 @@ STEP_ROW = np.dtype([
 PLACE_BY_POSITION = 0xFFFF_FFFF
 WANTS_LOGITS = 1
 
+NO_TOKEN = 0xFFFF_FFFF  # in a best token's place, if there are not so many numbers
 TOP_ROW = np.dtype([("values", "<f4", (isa.TOP_K,)), ("tokens", "<u4", (isa.TOP_K,))])
 
 CLASS_ORDER = (0, 4, 2, 6, 1, 5, 3, 7)  # classes that share a lane differ by one page, not two

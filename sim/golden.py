@@ -29,7 +29,7 @@ F32 = NDArray[np.float32]
 EXACT_CHOICES = frozenset({"query", "cache", "softmax"})
 
 
-class MachineError(RuntimeError):
+class MachineError(ValueError):
     """A step cannot run: an address outside memory, or a step table that breaks a rule."""
 
 
@@ -548,7 +548,7 @@ def quantize(machine: Machine, i: isa.Quantize) -> None:
 @executes(isa.SelectTop)
 def select_top(machine: Machine, i: isa.SelectTop) -> None:
     if i.clear:
-        machine.top_values[:], machine.top_tokens[:] = -np.inf, 0xFFFF_FFFF
+        machine.top_values[:], machine.top_tokens[:] = -np.inf, layout.NO_TOKEN
     first = machine.registers[i.register] + i.offset
     count = max(0, min(i.size, i.limit - first))
     for row, values in enumerate(machine.vectors(i.source, count)):
@@ -566,6 +566,9 @@ def read_step(machine: Machine, i: isa.ReadStep) -> None:
     count = int(machine.header["rows"])
     if not 1 <= count <= machine.arch.rows:
         raise MachineError(f"a step must have from 1 to {machine.arch.rows} rows, not {count}")
+    if not 1 <= machine.header["repeats"] <= machine.program.memory.repeats:
+        raise MachineError(f"a run must have from 1 to {machine.program.memory.repeats} repeats, "
+                           f"not {machine.header['repeats']}")
     start += layout.STEP_HEADER.itemsize
     machine.rows = machine.control_bytes(start, count * layout.STEP_ROW.itemsize).view(
         layout.STEP_ROW).copy()
@@ -573,7 +576,8 @@ def read_step(machine: Machine, i: isa.ReadStep) -> None:
 
 @executes(isa.Advance)
 def advance(machine: Machine, i: isa.Advance) -> None:
-    machine.rows["token"] = machine.top_tokens[:len(machine.rows), 0]
+    best = machine.top_tokens[:len(machine.rows), 0]
+    machine.rows["token"] = np.where(best == layout.NO_TOKEN, 0, best)
     machine.rows["position"] += 1
     machine.rows["place"] = layout.PLACE_BY_POSITION
 

@@ -78,7 +78,8 @@ SMALL = Shape(layers=3, hidden=96, heads=6, kv_heads=2, head_dim=16, ffn=192, vo
 def random_decoder(**sizes: Any) -> Graph:
     """Return a random decoder: :data:`SMALL` with other sizes, :class:`Random` weights."""
     weights = {name: sizes.pop(name) for name in list(sizes) if name in vars(Random())}
-    return decoder(replace(SMALL, **sizes), Random(**weights), SMALL.positions)
+    shape = replace(SMALL, **sizes)
+    return decoder(shape, Random(**weights), shape.positions)
 
 
 def program(arch: ArchConfig, *, context: int = 512, sequences: int = 8,

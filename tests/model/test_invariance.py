@@ -154,3 +154,21 @@ def test_window_forgets(program):
     tail = _tokens(40)
     a, b = (_alone(program, _tokens(100) + tail)[-1] for _ in range(2))
     np.testing.assert_array_equal(a, b)
+
+
+def test_query_that_is_also_the_key():
+    """The softmax scale is in the query's quantized copy alone."""
+    graph = random_decoder(layers=1, heads=2, kv_heads=2)
+    kept = [node for node in graph.nodes if not node.name.endswith("rope")]
+
+    def logits(key):
+        def changed(node):
+            if node.name == "0.attention.mix":
+                return replace(node, inputs=("0.attention.q", key, "0.attention.v"))
+            return replace(node, op=kept[2].op) if node.name == "0.attention.k" else node
+
+        nodes = [changed(node) for node in kept]
+        session = _session(compile(graph.with_nodes(nodes), SIM, OPTIONS))
+        return session.feed(session.open(), [1, 2, 3], all_logits=True)
+
+    np.testing.assert_array_equal(logits("0.attention.q"), logits("0.attention.k"))

@@ -8,8 +8,17 @@ from models import program, random_decoder
 
 from alula.compiler.compile import CompileError, Options, compile
 from alula.compiler.fuse import fuse
-from alula.compiler.graph import FloatMatrix, Gate, GraphError, Linear, Node, verify as verify_graph
+from alula.compiler.graph import (
+    Embed,
+    FloatMatrix,
+    Gate,
+    GraphError,
+    Linear,
+    Node,
+    verify as verify_graph,
+)
 from alula.compiler.place import PlaceError
+from alula.compiler.program import Region
 from alula.compiler.recipe import parse
 from alula.compiler.schedule import BARRIER, LoopBlock, schedule
 from alula.compiler.sections import sections
@@ -100,6 +109,12 @@ def test_too_small_memory_wrong():
     (lambda nodes: [replace(n, op=replace(n.op, kv_heads=4)) if n.name == "0.attention.mix" else n
                     for n in nodes],
      "0.attention.mix: heads must be a multiple of kv_heads \\(4\\), not 6"),
+    (lambda nodes: [replace(nodes[0], op=Embed(table=replace(nodes[0].op.table, rows=514))),
+                    *nodes[1:]], "embed: the table must have a row for each of the 515 tokens, "
+                                 "not 514"),
+    (lambda nodes: [replace(n, op=replace(n.op, cos=n.op.cos[:9], sin=n.op.sin[:9]))
+                    if n.name == "0.attention.k_rope" else n for n in nodes],
+     "0.attention.k_rope: rotary tables must have a row for each of the 1024 positions, not 9"),
 ])
 def test_graph_wrong(change, message):
     graph = random_decoder(layers=1)
@@ -205,6 +220,12 @@ def test_verify_loop_reach(good):
     (isa.Attend, {"head_dim": 24}, "head_dim must be a multiple of 16"),
     (isa.Quantize, {"group": 0}, "group must be a multiple of 16, at least 16, not 0"),
     (isa.Attend, {"window": 5}, "window must be 0 as in its LoadPages, not 5"),
+    (isa.Attend, {"heads": 5}, "heads must be a multiple of kv_heads \\(2\\), not 5"),
+    (isa.Rotate, {"rotary_dim": 32}, "must be even and at most head_dim \\(16\\), not 32"),
+    (isa.Rotate, {"rotary_dim": 15}, "rotary_dim must be even and at most head_dim"),
+    (isa.LoadRow, {"stride": 3}, "stride must be at least 8 words for a row of 32 elements"),
+    (isa.SetAddress, {"wait": 1}, "must neither wait nor release"),
+    (isa.Loop, {"release": 2}, "must neither wait nor release"),
 ])
 def test_verify_operand_wrong(good, cls, fields, message):
     at = next(i for i, insn in enumerate(good.instructions) if isinstance(insn, cls))
@@ -223,3 +244,42 @@ def test_verify_operand_wrong(good, cls, fields, message):
 def test_verify_structure_wrong(good, edit, message):
     with pytest.raises(VerifyError, match=message):
         verify(replace_code(good, edit(list(good.instructions))))
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"context": 5000}, "the context must be at most the model's 1024 positions, not 5000"),
+    ({"context": 1024}, "page_stride must have 64 bytes, not"),
+    ({"logits_stride": 1}, "logits_stride must have 2060 bytes, not 16"),
+    ({"repeats": 100}, r"region top must have \d+ bytes, not \d+"),
+    ({"program": Region(0, 64)}, "region program must have \\d+ bytes, not 64"),
+])
+def test_verify_host_tables_wrong(good, fields, message):
+    memory = replace(good.memory, **{"page_stride": 1, **fields})
+    with pytest.raises(VerifyError, match=message):
+        verify(replace(good, memory=memory))
+
+
+def _loop(*body, source=isa.Count.IMMEDIATE, count=0):
+    return [isa.Loop(source=source, count=count), *body, isa.EndLoop()]
+
+
+_FAR, _ZERO = (isa.SetAddress(register=9, value=value) for value in (1 << 20, 0))
+_MORE = isa.AddAddress(register=9, value=1 << 16)
+_LOAD = isa.LoadParams(register=9, offset=0, target=0, size=16)
+
+
+@pytest.mark.parametrize("code, message", [
+    ([_FAR, *_loop(_ZERO, source=isa.Count.HEAD), _LOAD], "must stay inside the parameters"),
+    (_loop(*_loop(_ZERO, source=isa.Count.HEAD), _LOAD, _MORE, source=isa.Count.REPEATS),
+     "address register 9 must be set in each pass, or only added to"),
+    (_loop(*_loop(_ZERO), _LOAD, _MORE, count=5),
+     "address register 9 must be set in each pass, or only added to"),
+])
+def test_verify_register_set_in_skipped_loop(good, code, message):
+    """A body that may not run may not be what makes an address good."""
+    at = next(i for i, insn in enumerate(good.instructions) if isinstance(insn, isa.LoadParams))
+    code = [replace(insn, offset=good.instructions[at].offset) if insn is _LOAD else insn
+            for insn in code]
+    fence = list(schedule([BARRIER]))
+    with pytest.raises(VerifyError, match=message):
+        verify(replace_code(good, [*fence, *code, *fence, *good.instructions]))

@@ -1,5 +1,7 @@
 """The golden machine against plain floating point, and its refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from models import program, random_decoder
@@ -10,8 +12,8 @@ from alula.compiler.graph import ActivationKind, Embed
 from alula.host.device import GoldenDevice, open_device
 from alula.host.session import Row, Session, SessionError
 from alula.hw.arch import SIM
-from alula.hw.isa import Format, LoadRow
-from alula.hw.layout import STEP_ROW
+from alula.hw.isa import Advance, Format, LoadRow, SelectTop
+from alula.hw.layout import NO_TOKEN, STEP_ROW
 from alula.sim.golden import EXACT_CHOICES, EXECUTE, Machine, MachineError
 
 
@@ -76,6 +78,36 @@ def test_step_wrong(made, rows, message):
     session.open()
     with pytest.raises(SessionError, match=f"^{message}"):
         session.step(rows)
+
+
+def test_row_past_the_cache_wrong(made):
+    session = Session(GoldenDevice(made))
+    sequence = session.open()
+    session.feed(sequence, [1, 2, 3])
+    with pytest.raises(SessionError, match="^a row without a parent must follow the 3 cached"):
+        session.step([Row(sequence, 1, 3), Row(sequence, 1, 4)])
+
+
+def test_repeats_wrong(made):
+    session = Session(GoldenDevice(made))
+    session.step([Row(session.open(), 1, 0)])
+    start = made.memory.step.start
+    session.device.write(start + 4, bytes(4))
+    with pytest.raises(MachineError, match="^a run must have from 1 to 64 repeats, not 0$"):
+        session.device.step()
+
+
+def test_logits_that_are_no_numbers(made):
+    """Without a best token the next repeat takes token 0, and reads inside its table."""
+    machine = Machine(made)
+    machine.rows = np.zeros(2, STEP_ROW)
+    machine.vector[:] = np.nan
+    select = [insn for insn in made.instructions if isinstance(insn, SelectTop)]
+    for insn in (select[0], replace(select[1], register=0)):
+        EXECUTE[SelectTop](machine, insn)
+    assert (machine.top_tokens[:2] == NO_TOKEN).all()
+    EXECUTE[Advance](machine, Advance())
+    assert (machine.rows["token"] == 0).all()
 
 
 def test_sequences_wrong(made):
