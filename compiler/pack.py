@@ -110,9 +110,9 @@ class _Tiles:
         # Window by window: a reduction along so short an axis takes four times as long.
         most = reduce(np.maximum, np.moveaxis(_ONES[bitmaps], -1, 0))
         most = np.ascontiguousarray(most.transpose(0, 2, 1))
-        zero_points, half = (
-            part.reshape(strips, TILE_ROWS, tiles).transpose(0, 2, 1)
-            for part in (zero_points, np.ldexp(scales, -exponent).astype(np.float16)))
+        zero_points = zero_points.reshape(strips, TILE_ROWS, tiles).transpose(0, 2, 1)
+        half = np.ldexp(scales, -exponent).astype(np.float16)
+        half = half.reshape(strips, TILE_ROWS, tiles).transpose(0, 2, 1)
         asymmetric = ((zero_points != 1 << (bits - 1)) & (most > 0)).any(axis=-1)
         return cls(codes.reshape(strips, TILE_ROWS, tiles, group), bitmaps, zero_points, half,
                    most > 0, _KEPT[bits][most.max(axis=-1)], asymmetric, bits, group)
