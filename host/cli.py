@@ -56,6 +56,7 @@ NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most to
 Temperature = Annotated[float, typer.Option(help="0 takes the best token each time.")]
 TopK = Annotated[int, typer.Option(help="Choose among the best N tokens; 0 for all.")]
 Seed = Annotated[int, typer.Option(help="Seed of the choice.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the text's end.")]
 Context = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")]
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences held at a time.")]
 Quantize = Annotated[str | None, typer.Option(
@@ -273,7 +274,7 @@ def disasm(file: Annotated[Path, typer.Argument(help="Program file.")],
 def run(file: Annotated[Path, typer.Argument(help="Program file.")], prompt: Prompt = "",
         max_new_tokens: NewTokens = 64, device: Device = "golden",
         temperature: Temperature = 0.0, top_k: TopK = 0, seed: Seed = 0,
-        as_json: Json = False, quiet: Quiet = False) -> None:
+        ignore_eos: IgnoreEos = False, as_json: Json = False, quiet: Quiet = False) -> None:
     """Generate text with a program."""
     screen = Screen(as_json=as_json, quiet=quiet)
     with screen.steps(2) as steps:
@@ -282,7 +283,7 @@ def run(file: Annotated[Path, typer.Argument(help="Program file.")], prompt: Pro
         steps.begin("start the device")
         session = Session(open_device(device, program))
         steps.finish()
-    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     screen.result(_generate(screen, session, prompt, max_new_tokens, sampling))
 
 
@@ -369,11 +370,11 @@ def _measure(steps: Any, name: str, logits: Any, text: Text, content: str, windo
 
 
 @app.command()
-def demo(prompt: Prompt = "The return value is", max_new_tokens: NewTokens = 64,
+def demo(prompt: Prompt = "Expressions are", max_new_tokens: NewTokens = 64,
          device: Device = "golden", arch: Arch = "sim",
          model: Annotated[str, typer.Option(help="Bundled model: dense or sparse.")] = "sparse",
          temperature: Temperature = 0.0, top_k: TopK = 0, seed: Seed = 0,
-         as_json: Json = False, quiet: Quiet = False) -> None:
+         ignore_eos: IgnoreEos = False, as_json: Json = False, quiet: Quiet = False) -> None:
     """Compile the bundled model and generate text with it."""
     if model not in ("dense", "sparse"):
         raise ValueError(f"model must be dense or sparse, not {model!r}")
@@ -384,7 +385,7 @@ def demo(prompt: Prompt = "The return value is", max_new_tokens: NewTokens = 64,
         steps.begin(f"start the device: {device}")
         session = Session(open_device(device, program))
         steps.finish()
-    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     facts = _generate(screen, session, prompt, max_new_tokens, sampling)
     screen.result({**facts, **{name: value for name, value in _program_facts(program).items()
                                if name not in facts}})

@@ -16,11 +16,12 @@ from alula.host.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen; ``temperature`` 0 takes the best."""
+    """How the next token is chosen, and when to stop; ``temperature`` 0 takes the best."""
 
     temperature: float = 0.0
     top_k: int = 0
     seed: int = 0
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -43,8 +44,9 @@ def choose(logits: NDArray[np.float32], sampling: Sampling,
 
 def generate(session: Session, prompt: Sequence[int], count: int,
              sampling: Sampling = Sampling()) -> Iterator[int]:
-    """Yield up to ``count`` tokens that follow ``prompt``; an end-of-text token is the last.
+    """Yield up to ``count`` tokens that follow ``prompt``.
 
+    An end-of-text token is the last, unless ``sampling.ignore_eos``.
     The sequence is closed when the iterator ends or is dropped.
     """
     program = session.device.program
@@ -58,7 +60,8 @@ def generate(session: Session, prompt: Sequence[int], count: int,
         for made in range(count):
             token = choose(logits[0], sampling, random)
             yield token
-            if token in program.model.eos_tokens or made == count - 1:
+            ended = token in program.model.eos_tokens and not sampling.ignore_eos
+            if ended or made == count - 1:
                 return
             logits = session.feed(sequence, [token])
     finally:

@@ -65,6 +65,14 @@ def test_run(program):
     assert seeds[0] == seeds[1] != seeds[2]
 
 
+def test_run_past_the_end(program):
+    """A text that ends goes on only when asked to."""
+    short = as_json("run", program, "--prompt", "Note that", "--max-new-tokens", 40)["tokens"]
+    long = as_json("run", program, "--prompt", "Note that", "--max-new-tokens", 40,
+                   "--ignore-eos")["tokens"]
+    assert len(short) < len(long) == 40 and long[:len(short)] == short
+
+
 def test_run_without_prompt(program):
     assert as_json("run", program, "--max-new-tokens", 3)["prompt_tokens"] == 1
 
