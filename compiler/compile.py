@@ -75,7 +75,7 @@ def compile(graph: Graph, arch: ArchConfig, options: Options = Options(), *, nam
         If false, only the structure is compiled: the program holds no weights.
     """
     stage("check", 0)
-    quantized(verify_graph(graph))
+    _check_tables(quantized(verify_graph(graph)))
     stage("fuse", 0)
     fused = verify_graph(fuse(graph))
     stage("place", 0)
@@ -119,6 +119,15 @@ def quantized(graph: Graph) -> Graph:
                            f"({len(floats)} such layers); ask for quantization, for example "
                            "--quantize w4g64")
     return graph
+
+
+def _check_tables(graph: Graph) -> None:
+    """Raise :class:`CompileError` if a token could have no embedding."""
+    for node in graph.of(Embed):
+        assert isinstance(node.op, Embed)
+        if node.op.table.rows < graph.vocab:
+            raise CompileError(f"{node.name}: the table must have a row for each of the "
+                               f"{graph.vocab} tokens, not {node.op.table.rows}")
 
 
 def memory_map(draft: Draft, arch: ArchConfig, graph: Graph, options: Options,

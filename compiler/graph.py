@@ -306,9 +306,6 @@ def verify(graph: Graph) -> Graph:
     for node in graph.nodes:
         if isinstance(node.op, Linear | Embed):
             _verify_matrix(node)
-        if isinstance(node.op, Embed) and node.op.table.rows < graph.vocab:
-            raise GraphError(f"{node.name}: the table must have a row for each of the "
-                             f"{graph.vocab} tokens, not {node.op.table.rows}")
         if isinstance(node.op, Rope) and len(node.op.cos) < graph.positions:
             raise GraphError(f"{node.name}: rotary tables must have a row for each of the "
                              f"{graph.positions} positions, not {len(node.op.cos)}")

@@ -109,9 +109,6 @@ def test_too_small_memory_wrong():
     (lambda nodes: [replace(n, op=replace(n.op, kv_heads=4)) if n.name == "0.attention.mix" else n
                     for n in nodes],
      "0.attention.mix: heads must be a multiple of kv_heads \\(4\\), not 6"),
-    (lambda nodes: [replace(nodes[0], op=Embed(table=replace(nodes[0].op.table, rows=514))),
-                    *nodes[1:]], "embed: the table must have a row for each of the 515 tokens, "
-                                 "not 514"),
     (lambda nodes: [replace(n, op=replace(n.op, cos=n.op.cos[:9], sin=n.op.sin[:9]))
                     if n.name == "0.attention.k_rope" else n for n in nodes],
      "0.attention.k_rope: rotary tables must have a row for each of the 1024 positions, not 9"),
@@ -120,6 +117,14 @@ def test_graph_wrong(change, message):
     graph = random_decoder(layers=1)
     with pytest.raises(GraphError, match=f"^{message}$"):
         verify_graph(graph.with_nodes(change(list(graph.nodes))))
+
+
+def test_short_embedding_wrong():
+    graph = random_decoder(layers=1)
+    first = graph.nodes[0]
+    short = replace(first, op=Embed(table=replace(first.op.table, rows=514)))
+    with pytest.raises(CompileError, match="^embed: the table must have a row for each of the 515"):
+        compile(graph.with_nodes([short, *graph.nodes[1:]]), SIM)
 
 
 # Tokens and the verifier
