@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from alula.host.device import Device
 from alula.hw import layout
+from alula.hw.isa import WORD_BYTES
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
 
 
@@ -77,7 +78,7 @@ class Session:
                                "--sequences or a smaller --context")
         pages += [self.free[page % PAGE_CLASSES].pop() for page in range(first, last)]
         if len(pages) > first:
-            start = memory.pages.start + sequence * memory.page_stride * 16 + 4 * first
+            start = memory.pages.start + sequence * memory.page_stride * WORD_BYTES + 4 * first
             self.device.write(start, np.array(pages[first:], "<u4").tobytes())
 
     def step(self, rows: Sequence[Row], repeats: int = 1) -> None:
@@ -126,7 +127,7 @@ class Session:
     def logits(self, row: int) -> NDArray[np.float32]:
         """Return a row's logits, ``(vocab,)``, of the last step; it must have wanted them."""
         program = self.device.program
-        start = program.memory.logits.start + row * program.memory.logits_stride * 16
+        start = program.memory.logits.start + row * program.memory.logits_stride * WORD_BYTES
         return self.device.read(start, 4 * program.model.vocab).view("<f4")
 
     def best(self, row: int, repeat: int = 0) -> NDArray[np.uint32]:

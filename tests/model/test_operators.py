@@ -38,12 +38,10 @@ def _close(got, wanted, worst):
     assert error <= worst
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [4, 8])  # what its CPU kernel of accuracy level 4 takes
 @pytest.mark.parametrize("group, cols", [(16, 64), (32, 80), (64, 256), (128, 512)])
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_linear(bits, group, cols, asymmetric):
-    if bits == 2:
-        pytest.skip("ONNX Runtime's CPU kernel of accuracy level 4 takes 4 and 8 bits")
     rows, groups = 48, -(-cols // group)
     codes = RANDOM.integers(0, 1 << bits, (rows, cols)).astype(np.uint8)
     points = (RANDOM.integers(0, 1 << bits, (rows, groups)) if asymmetric
