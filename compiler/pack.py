@@ -127,9 +127,10 @@ def _cheapest(bits: int) -> NDArray[np.int64]:
     def window_bits(kept: int) -> int:
         return kept * bits + layout.position_bits(kept) if kept else layout.WINDOW * bits
 
-    best = [1]
+    best = [min(layout.KEPT_PATTERNS)]
     for most in range(1, layout.WINDOW + 1):
-        best.append(min([0, *range(most, layout.WINDOW)], key=window_bits))
+        best.append(min([0, *(kept for kept in layout.KEPT_PATTERNS if kept >= most)],
+                        key=window_bits))
     return np.array(best)
 
 
@@ -227,8 +228,7 @@ def _sparse_rows(codes: U8, bitmaps: NDArray[np.uint16], kept: int, bits: int) -
     positions = _stored_inputs(kept)[bitmaps]
     mask = np.unpackbits(positions.view(np.uint8), axis=-1, bitorder="little").view(np.bool_)
     values = _chosen(codes, mask).reshape(*codes.shape[:-1], windows * kept)
-    if kept in layout.KEPT_PATTERNS:
-        positions = layout.pattern_tables(kept)[0][positions]
+    positions = layout.pattern_tables(kept)[0][positions]
     width = layout.position_bits(kept)
     size = layout.payload_bytes(windows * layout.WINDOW, kept, bits)
     return _join(_bit_string(positions, width), windows * width, _bit_string(values, bits), size)

@@ -117,7 +117,7 @@ class Session:
         header["rows"], header["repeats"] = len(rows), repeats
         header["head"] = any(row.wants_logits for row in rows) or repeats > 1
         header["page_stride"], header["slot_words"] = memory.page_stride, memory.slot_words
-        header["slots"] = memory.slots
+        header["slots"], header["pages"] = memory.slots, memory.pages.start // WORD_BYTES
         table = np.zeros(len(rows), layout.STEP_ROW)
         for at, row in enumerate(rows):
             flags = layout.WANTS_LOGITS if row.wants_logits else 0

@@ -20,15 +20,21 @@ class ArchConfig:
     rows
         Most rows (tokens of any sequences) in one step.
     lane_dsps
-        DSP slices in a lane's chain; each makes two multiplies a clock.
+        DSP slices in a lane's chain; each makes two multiplies a clock. A power of two.
     vector_width
-        fp32 elements the vector unit takes a clock: a power of two, at most 16.
+        fp32 elements the vector unit takes a clock: 4, 8 or 16.
     vector_elements, activation_elements
         On-chip elements for each row: fp32 values, and int8 codes.
     param_elements
         On-chip fp32 elements that all rows share: norm weights and biases.
+    attention_elements
+        fp32 sums a lane keeps for one head of keys: rows * query heads to it * head_dim.
     prefetch_beats
-        Beats a lane can hold ahead of execution.
+        Beats a lane can hold ahead of execution; a power of two.
+    page_entries
+        Cache pages, of all sequences of a step together, whose places a lane can hold.
+    program_instructions
+        Instructions the sequencer can hold.
     queue_depth
         Instructions each unit's queue can hold.
     channel_bytes, control_bytes
@@ -46,7 +52,10 @@ class ArchConfig:
     vector_elements: int
     activation_elements: int
     param_elements: int
+    attention_elements: int
     prefetch_beats: int
+    page_entries: int
+    program_instructions: int
     queue_depth: int
     clock_hz: int
     channel_bytes: int
@@ -55,15 +64,20 @@ class ArchConfig:
 
     def __post_init__(self) -> None:
         self._expect("beat_bytes", self.beat_bytes in (16, 32, 64), "16, 32 or 64")
-        self._expect("vector_width", self.vector_width in (1, 2, 4, 8, 16), "1, 2, 4, 8 or 16")
+        self._expect("vector_width", self.vector_width in (4, 8, 16), "4, 8 or 16")
         self._expect("lanes", 1 <= self.lanes <= 64, "from 1 to 64")
         self._expect("rows", 1 <= self.rows <= 64, "from 1 to 64")
-        for field in ("vector_elements", "activation_elements", "param_elements"):
+        for field in ("vector_elements", "activation_elements", "param_elements",
+                      "attention_elements"):
             value = getattr(self, field)
             self._expect(field, value % 16 == 0 and 16 <= value <= 1 << 20,
                          "a multiple of 16 from 16 to 1048576")
-        for field in ("lane_dsps", "prefetch_beats", "queue_depth", "clock_hz", "channel_bytes",
-                      "control_bytes", "channel_bytes_per_s"):
+        for field in ("lane_dsps", "prefetch_beats"):
+            value = getattr(self, field)
+            self._expect(field, value & (value - 1) == 0 and 2 * self.beat_bytes <= value <= 1 << 16,
+                         f"a power of two from {2 * self.beat_bytes} to 65536")
+        for field in ("page_entries", "program_instructions", "queue_depth", "clock_hz",
+                      "channel_bytes", "control_bytes", "channel_bytes_per_s"):
             self._expect(field, 0 < getattr(self, field) <= 1 << 44, "from 1 to 2**44")
 
     def _expect(self, field: str, legal: bool, wanted: str) -> None:
@@ -83,14 +97,16 @@ GIB = 1 << 30
 SIM = ArchConfig(
     name="sim", lanes=2, beat_bytes=16, rows=16, lane_dsps=32, vector_width=4,
     vector_elements=8192, activation_elements=4096, param_elements=4096,
-    prefetch_beats=256, queue_depth=16, clock_hz=200_000_000,
+    attention_elements=8192, prefetch_beats=2048, page_entries=1024, program_instructions=1024,
+    queue_depth=16, clock_hz=200_000_000,
     channel_bytes=256 * MIB, control_bytes=256 * MIB, channel_bytes_per_s=3_200_000_000,
 )
 
 _HBM = dict(
     beat_bytes=64, rows=8, lane_dsps=128, vector_width=16,
     vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
-    prefetch_beats=1024, queue_depth=32, clock_hz=225_000_000,
+    attention_elements=8192, prefetch_beats=1024, page_entries=2048, program_instructions=4096,
+    queue_depth=32, clock_hz=225_000_000,
 )
 
 # One AXI port for each HBM2 pseudo-channel: U55C has 32 of 512 MiB, U280 32 of 256 MiB, and of
@@ -104,6 +120,7 @@ U50 = ArchConfig(name="u50", lanes=24, channel_bytes=256 * MIB, control_bytes=2 
 
 _ZYNQ = dict(
     beat_bytes=64, lane_dsps=256, vector_width=8, queue_depth=32, prefetch_beats=1024,
+    attention_elements=8192, page_entries=2048, program_instructions=4096,
     channel_bytes_per_s=19_200_000_000,
 )
 

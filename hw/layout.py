@@ -13,8 +13,7 @@ at the end of a strip) make a *segment*, which is, padded to a whole beat:
    byte, of the position codes of its 16-wide windows (if the tile is sparse) and then its codes.
 
 A row whose codes in the group all equal the zero point is absent and costs nothing but its bit.
-A sparse tile keeps ``kept`` codes of each window; for 4, 8 and 12 kept the positions are a pattern
-code, otherwise a bitmap of sixteen bits. Zero points are ``2**(bits - 1)`` where none are stored.
+A sparse tile keeps 4, 8 or 12 codes of each window, and a pattern code tells their positions. Zero points are ``2**(bits - 1)`` where none are stored.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from alula.hw import isa, numerics
 
 WINDOW = 16  # inputs over which N of 16 is counted
 KEPT_PATTERNS = {4: 11, 8: 14, 12: 11}  # kept codes of a window -> bits of its pattern code
-BITMAP_BITS = 16
 
 # TileHeader, 32 bits: mask of present rows, kept codes of a window (0: dense), width, zero points.
 HEADER_FIELDS = {"present": 16, "kept": 4, "width": 2, "zero_points": 1}
@@ -47,16 +45,19 @@ def header(present: Any, kept: Any, width_bits: int, zero_points: Any) -> Any:
 
 
 def parse_header(word: int) -> tuple[int, int, int, bool]:
-    """Return ``present, kept, width_bits, zero_points``; raise ValueError if a spare bit is set."""
+    """Return ``present, kept, width_bits, zero_points``; raise ValueError if it is none."""
     if word >> 23:
         raise ValueError(f"the spare bits of a tile header must be 0, not {word >> 23:#x}")
-    width = numerics.WEIGHT_BITS[word >> 20 & 3]
-    return word & 0xFFFF, word >> 16 & 15, width, bool(word >> 22 & 1)
+    width, kept = numerics.WEIGHT_BITS[word >> 20 & 3], word >> 16 & 15
+    if kept and kept not in KEPT_PATTERNS:
+        raise ValueError(f"a tile must keep 0, {', '.join(map(str, KEPT_PATTERNS))} codes of a "
+                         f"window, not {kept}")
+    return word & 0xFFFF, kept, width, bool(word >> 22 & 1)
 
 
 def position_bits(kept: int) -> int:
     """Return the bits that the positions of a window's ``kept`` codes take; 0 if dense."""
-    return 0 if kept == 0 else KEPT_PATTERNS.get(kept, BITMAP_BITS)
+    return KEPT_PATTERNS.get(kept, 0)
 
 
 def payload_bytes(group: int, kept: int, width_bits: int) -> int:
@@ -95,7 +96,8 @@ STEP_HEADER = np.dtype([
     ("page_stride", "<u4"),  # words from one sequence's page table to the next
     ("slot_words", "<u4"),  # words from one cache slot to the next, in each lane
     ("slots", "<u4"),  # cache slots
-    ("reserved", "<u4", (2,)),
+    ("pages", "<u4"),  # first word of the page tables
+    ("reserved", "<u4"),
 ])
 STEP_ROW = np.dtype([
     ("token", "<u4"),

@@ -18,7 +18,7 @@ I8 = NDArray[np.int8]
 CODE_MAX = 127  # int8 codes are symmetric
 PAGE_TOKENS = 64  # tokens in a page of the KV cache
 PAGE_CLASSES = 8  # pages merge in classes of the page number modulo this
-PARTIALS = 16  # strided partial sums of a reduction
+PARTIALS = 128  # strided partial sums of a reduction
 WEIGHT_BITS = (2, 3, 4, 8)
 GROUPS = (16, 32, 64, 128, 256)
 SOFTMAX_BITS = 8  # width of the softmax weights in softmax . V; docs/numbers.md says why
@@ -103,9 +103,10 @@ def round_to_int(x: F32, low: int, high: int) -> NDArray[np.int32]:
 
 
 def reduce_sum(x: F32) -> F32:
-    """Sum the last axis: sixteen strided partial sums, ascending from +0, then a binary tree.
+    """Sum the last axis: ``PARTIALS`` strided partial sums, ascending from +0, then a binary tree.
 
-    Partial ``j`` adds elements ``j, j + 16, ...``; the tree adds partials 8 apart, then 4, 2, 1.
+    Partial ``j`` adds elements ``j, j + PARTIALS, ...``; the tree adds partials ``PARTIALS / 2``
+    apart, then half as far, down to 1.
     """
     count = x.shape[-1]
     short = -count % PARTIALS
@@ -115,7 +116,7 @@ def reduce_sum(x: F32) -> F32:
     total = np.zeros((*x.shape[:-2], PARTIALS), np.float32)
     for i in range(x.shape[-2]):
         total = add(total, x[..., i, :])
-    for half in (8, 4, 2, 1):
+    while (half := total.shape[-1] // 2):
         total = add(total[..., :half], total[..., half:])
     return total[..., 0]
 
@@ -317,13 +318,19 @@ class Partial:
                    np.zeros((*shape, head_dim), np.float32))
 
     def merge(self, other: Partial) -> Partial:
-        """Return both: rescaled by exact powers of two to the larger peak, then added."""
+        """Return both: rescaled by exact powers of two to the larger peak, then added.
+
+        No zero comes out negative, so that merging with an empty partial changes nothing.
+        """
         peak = np.maximum(self.peak, other.peak)
         mine, theirs = ((part.peak - peak).astype(np.int32) for part in (self, other))
         return Partial(
-            peak, add(scale_by_power(self.total, mine), scale_by_power(other.total, theirs)),
-            add(scale_by_power(self.values, mine[..., None]),
-                scale_by_power(other.values, theirs[..., None])))
+            peak, add(_rescale(self.total, mine), _rescale(other.total, theirs)),
+            add(_rescale(self.values, mine[..., None]), _rescale(other.values, theirs[..., None])))
+
+
+def _rescale(x: F32, power: NDArray[np.int32]) -> F32:
+    return scale_by_power(x, power) + np.float32(0)  # the sum only makes -0 into +0
 
 
 def attend_page(scores: F32, values: I8, value_scales: F32, kept: NDArray[np.bool_]) -> Partial:

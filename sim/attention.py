@@ -141,8 +141,8 @@ def _read_history(machine: Machine, pages: Pages, chain: list[int],
                                           i.kv_heads, i.head_dim), i.head_dim)
             history.keys[head, span] = page.keys[:count]
             history.values[head, span] = page.values[:count]
-            history.key_scales[head, span] = page.key_scales[:count]
-            history.value_scales[head, span] = page.value_scales[:count]
+            history.key_scales[head, span] = numerics.canonical(page.key_scales[:count])
+            history.value_scales[head, span] = numerics.canonical(page.value_scales[:count])
     own = slice(base, base + len(chain))
     keys, key_scales = machine.quantized(i.key, i.kv_heads, i.head_dim)
     values, value_scales = machine.quantized(i.value, i.kv_heads, i.head_dim)

@@ -36,7 +36,7 @@ def load_stream(machine: Machine, i: isa.LoadStream) -> None:
 @executes(isa.LoadParams)
 def load_params(machine: Machine, i: isa.LoadParams) -> None:
     data = machine.control_bytes(machine.address(i), 4 * i.size)
-    machine.shared(i.target, i.size)[:] = data.view("<f4")
+    machine.shared(i.target, i.size)[:] = numerics.canonical(data.view("<f4"))
 
 
 @executes(isa.LoadRow)
@@ -50,12 +50,12 @@ def load_row(machine: Machine, i: isa.LoadRow) -> None:
 
 def _decode_row(data: NDArray[np.uint8], i: isa.LoadRow) -> F32:
     if i.format is isa.Format.F32:
-        return data[:4 * i.size].view("<f4")
+        return numerics.canonical(data[:4 * i.size].view("<f4"))
     if i.format is isa.Format.F16:
         return numerics.canonical(data[:2 * i.size].view("<f2").astype(np.float32))
     group = 1 << i.group_log2
     groups = -(-i.size // group)
-    scales = data[:4 * groups].view("<f4")
+    scales = numerics.canonical(data[:4 * groups].view("<f4"))
     codes = data[-(-4 * groups // WORD_BYTES) * WORD_BYTES:]
     if i.format is isa.Format.Q8:
         signed = codes[:i.size].astype(np.int16) - 128

@@ -87,16 +87,12 @@ def _fields(payload: NDArray[np.uint8], first: int, width: int, count: int) -> N
 def _bitmaps(payload: NDArray[np.uint8], group: int, kept: int) -> NDArray[np.bool_]:
     """Return which inputs of each row are kept, ``(rows, windows, 16)``."""
     positions = _fields(payload, 0, layout.position_bits(kept), group // layout.WINDOW)
-    if kept in layout.KEPT_PATTERNS:
-        table = layout.pattern_tables(kept)[1]
-        if positions.size and positions.max() >= len(table):
-            raise StreamError(f"a pattern code of {kept} of 16 must be below {len(table)}, "
-                              f"not {positions.max()}")
-        positions = table[positions].astype(np.int32)
-    bitmaps = (positions[..., None] >> np.arange(layout.WINDOW) & 1).astype(bool)
-    if (bitmaps.sum(axis=-1) != kept).any():
-        raise StreamError(f"a bitmap of {kept} of 16 must have {kept} ones")
-    return bitmaps
+    table = layout.pattern_tables(kept)[1]
+    if positions.size and positions.max() >= len(table):
+        raise StreamError(f"a pattern code of {kept} of 16 must be below {len(table)}, "
+                          f"not {positions.max()}")
+    positions = table[positions].astype(np.int32)
+    return (positions[..., None] >> np.arange(layout.WINDOW) & 1).astype(bool)
 
 
 def _row_values(payload: NDArray[np.uint8], group: int, kept: int,
