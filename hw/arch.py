@@ -29,6 +29,10 @@ class ArchConfig:
         On-chip fp32 elements that all rows share: norm weights and biases.
     attention_elements
         fp32 sums a lane keeps for one head of keys: rows * query heads to it * head_dim.
+    attention_queries
+        Query heads, times rows, that share a head of keys.
+    merge_elements
+        fp32 sums of one attention that are merged from several lanes: rows * heads * head_dim.
     prefetch_beats
         Beats a lane can hold ahead of execution; a power of two.
     page_entries
@@ -53,6 +57,8 @@ class ArchConfig:
     activation_elements: int
     param_elements: int
     attention_elements: int
+    attention_queries: int
+    merge_elements: int
     prefetch_beats: int
     page_entries: int
     program_instructions: int
@@ -68,7 +74,7 @@ class ArchConfig:
         self._expect("lanes", 1 <= self.lanes <= 64, "from 1 to 64")
         self._expect("rows", 1 <= self.rows <= 64, "from 1 to 64")
         for field in ("vector_elements", "activation_elements", "param_elements",
-                      "attention_elements"):
+                      "attention_elements", "merge_elements"):
             value = getattr(self, field)
             self._expect(field, value % 16 == 0 and 16 <= value <= 1 << 20,
                          "a multiple of 16 from 16 to 1048576")
@@ -76,7 +82,7 @@ class ArchConfig:
             value = getattr(self, field)
             self._expect(field, value & (value - 1) == 0 and 2 * self.beat_bytes <= value <= 1 << 16,
                          f"a power of two from {2 * self.beat_bytes} to 65536")
-        for field in ("page_entries", "program_instructions", "queue_depth", "clock_hz",
+        for field in ("attention_queries", "page_entries", "program_instructions", "queue_depth", "clock_hz",
                       "channel_bytes", "control_bytes", "channel_bytes_per_s"):
             self._expect(field, 0 < getattr(self, field) <= 1 << 44, "from 1 to 2**44")
 
@@ -97,15 +103,16 @@ GIB = 1 << 30
 SIM = ArchConfig(
     name="sim", lanes=2, beat_bytes=16, rows=16, lane_dsps=32, vector_width=4,
     vector_elements=8192, activation_elements=4096, param_elements=4096,
-    attention_elements=8192, prefetch_beats=2048, page_entries=1024, program_instructions=1024,
-    queue_depth=16, clock_hz=200_000_000,
+    attention_elements=8192, attention_queries=128, merge_elements=16_384, prefetch_beats=2048,
+    page_entries=1024, program_instructions=1024, queue_depth=16, clock_hz=200_000_000,
     channel_bytes=256 * MIB, control_bytes=256 * MIB, channel_bytes_per_s=3_200_000_000,
 )
 
 _HBM = dict(
     beat_bytes=64, rows=8, lane_dsps=128, vector_width=16,
     vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
-    attention_elements=8192, prefetch_beats=1024, page_entries=2048, program_instructions=4096,
+    attention_elements=8192, attention_queries=64, merge_elements=32_768, prefetch_beats=1024,
+    page_entries=2048, program_instructions=4096,
     queue_depth=32, clock_hz=225_000_000,
 )
 
@@ -120,7 +127,8 @@ U50 = ArchConfig(name="u50", lanes=24, channel_bytes=256 * MIB, control_bytes=2 
 
 _ZYNQ = dict(
     beat_bytes=64, lane_dsps=256, vector_width=8, queue_depth=32, prefetch_beats=1024,
-    attention_elements=8192, page_entries=2048, program_instructions=4096,
+    attention_elements=8192, attention_queries=64, merge_elements=8192, page_entries=2048,
+    program_instructions=4096,
     channel_bytes_per_s=19_200_000_000,
 )
 

@@ -130,7 +130,7 @@ def lane_units(lane: int, lanes: int, kv_heads: int) -> list[tuple[int, int]]:
 
 
 def page_words(head_dim: int) -> int:
-    """Return the words of a page: key scales, keys, value scales, values; each token by token."""
+    """Return the words of a page: key scales, value scales, keys, values; each token by token."""
     return 2 * numerics.PAGE_TOKENS * (4 + head_dim) // isa.WORD_BYTES
 
 

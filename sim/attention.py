@@ -51,11 +51,9 @@ class _PageView:
     def __init__(self, data: NDArray[np.uint8], head_dim: int) -> None:
         tokens = numerics.PAGE_TOKENS
         scales, codes = 4 * tokens, head_dim * tokens
-        self.key_scales = data[:scales].view("<f4")
-        self.keys = data[scales:scales + codes].view(np.int8).reshape(tokens, head_dim)
-        rest = data[scales + codes:]
-        self.value_scales = rest[:scales].view("<f4")
-        self.values = rest[scales:scales + codes].view(np.int8).reshape(tokens, head_dim)
+        self.key_scales, self.value_scales = data[:2 * scales].view("<f4").reshape(2, tokens)
+        keys_values = data[2 * scales:].view(np.int8)
+        self.keys, self.values = keys_values.reshape(2, tokens, head_dim)
 
 
 @executes(isa.Attend)

@@ -1,0 +1,507 @@
+"""Attention in a lane: keys against queries, softmax, weights against values, page by page."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from alula.hw import fp, isa
+from alula.hw.attention.fetch import LAG, SCALE_BYTES, key_beats, value_beats
+from alula.hw.attention.merge import SUM_BITS, LaneMerge, packet_layout
+from alula.hw.attention.softmax import COUNT_BITS, DOT_BITS, PLACES, Softmax
+from alula.hw.attention.walk import PageWalk, item_layout
+from alula.hw.formats import COMMAND_BITS, instruction_layout
+from alula.hw.isa import BLOCK
+from alula.hw.numerics import PAGE_TOKENS
+from alula.hw.pipe import Pipe
+from alula.hw.step import POSITION_BITS, row_bits, row_layout
+
+READ_LATENCY = 2  # of the prefetch ring and of the activation buffer
+POINTER_BITS = 32  # of the ring, counting beats since reset, modulo
+_TOKENS = ceil_log2(PAGE_TOKENS)
+
+
+def chain_port(arch):
+    """What drives the DSP chain in attention: a piece of a key or a value on its weights.
+
+    ``sum`` (reduce) and ``own`` (accumulate) answer ``latency`` clocks later.
+    """
+    return wiring.Signature({
+        "valid": Out(1),
+        "accumulate": Out(1),
+        "first": Out(1),  # of an accumulation
+        "codes": Out(signed(8)).array(arch.beat_bytes),
+        "factors": Out(signed(9)).array(arch.beat_bytes),
+        "sum": In(signed(DOT_BITS)),
+        "own": In(signed(SUM_BITS)).array(arch.beat_bytes),
+    })
+
+
+class AttendUnit(wiring.Component):
+    """Run ``Attend`` in a lane.
+
+    A key or value is taken in pieces: the largest power of two of codes, at most a beat, that
+    divides it; one piece a clock.
+
+    Members
+    -------
+    commands : ``In(stream of COMMAND_BITS)``, done : ``Out(1)``
+    lane, rows, table : steady
+    ring_pointer, ring_data, ring_available, ring_release
+        The prefetch ring: data two clocks after its pointer; beats below ``ring_available`` are
+        there; those below ``ring_release`` are given back. Pages begin at ``ring_begin``.
+    reads, row, word, block
+        A read of the activation buffer: a word of a row, and the scale at a block; ``codes`` and
+        ``scale`` come two clocks later.
+    chain : to the DSP chain
+    packets : ``Out(stream of packet_layout)``
+    """
+
+    def __init__(self, arch, chain_latency):
+        self.arch, self.chain_latency = arch, chain_latency
+        self.words = arch.activation_elements // arch.lane_dsps
+        super().__init__({
+            "commands": In(stream.Signature(COMMAND_BITS)),
+            "done": Out(1),
+            "busy": Out(1),
+            "lane": In(range(arch.lanes)),
+            "rows": In(range(arch.rows + 1)),
+            "table": In(row_layout(arch)).array(arch.rows),
+            "ring_begin": In(POINTER_BITS),
+            "ring_pointer": Out(POINTER_BITS),
+            "ring_data": In(8 * arch.beat_bytes),
+            "ring_available": In(POINTER_BITS),
+            "ring_release": Out(POINTER_BITS),
+            "reads": Out(1),
+            "row": Out(row_bits(arch)),
+            "word": Out(range(self.words)),
+            "block": Out(range(arch.activation_elements // BLOCK)),
+            "codes": In(8 * arch.lane_dsps),
+            "scale": In(32),
+            "chain": Out(chain_port(arch)),
+            "packets": Out(stream.Signature(packet_layout(arch))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        arch = self.arch
+        m.submodules.walk = walk = PageWalk(arch)
+        m.submodules.softmax = softmax = Softmax(arch)
+        m.submodules.merge = merge = LaneMerge(arch)
+        page = data.StructLayout({"item": item_layout(arch), "place": range(PLACES),
+                                  "number": COUNT_BITS})
+        m.submodules.pages = pages = fifo.SyncFIFOBuffered(width=page.size, depth=LAG + 1)
+        entering, leaving = data.View(page, pages.w_data), data.View(page, pages.r_data)
+        word = Signal(COMMAND_BITS)
+        insn = instruction_layout(isa.Attend)(word)
+        piece = Signal(3)  # log2 of its codes
+        ratio, left = Signal(range(arch.attention_queries + 1)), Signal(8)
+        item = Signal(item_layout(arch))
+        in_values = Signal()  # the item is the values of a page, not the keys
+        place, key_place = Signal(range(PLACES)), Signal(range(PLACES))
+        pointer, begin, beats = Signal(POINTER_BITS), Signal(POINTER_BITS), Signal(POINTER_BITS)
+        row, query = Signal(range(arch.rows + 1)), Signal(range(arch.attention_queries + 1))
+        position = Signal(POSITION_BITS)
+        root = Signal(row_layout(arch))
+        member = Signal()
+        # Tokens of the page that the row sees: low to high - 1; those below `own` are in the cache.
+        count, low, own = (Signal(range(PAGE_TOKENS + 1), name=name)
+                           for name in ("count", "low", "own"))
+        number, next_number = Signal(COUNT_BITS), Signal(COUNT_BITS)  # of queries, modulo
+        start = Signal(POSITION_BITS + 1)
+        ending = Signal()
+        here = Array(self.table)[row]
+        m.d.comb += [
+            walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
+            merge.rows.eq(self.rows), merge.ratio.eq(ratio), merge.head_dim.eq(insn.head_dim),
+            merge.piece.eq(piece), root.eq(Array(self.table)[item.root]),
+            position.eq(here.position), start.eq(item.page << _TOKENS),
+            member.eq(here.root == item.root),
+            beats.eq(Mux(in_values, value_beats(item.tokens, insn.head_dim, arch.beat_bytes),
+                         key_beats(item.tokens, insn.head_dim, arch.beat_bytes))),
+            entering.item.eq(item), entering.place.eq(key_place), entering.number.eq(number),
+            own.eq(item.tokens),
+        ]
+        m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
+        top = 0
+        for at, entry in enumerate(self.table):
+            page_of = Mux(at < self.rows, entry.position >> _TOKENS, 0)
+            top = Mux(page_of > top, page_of, top)
+        m.d.sync += merge.top.eq(top)
+        seen = position + 1 - start
+        behind = position + 1 - insn.window - start
+        m.d.comb += [
+            count.eq(Mux(position < start, 0, Mux(seen > PAGE_TOKENS, PAGE_TOKENS, seen))),
+            low.eq(Mux((insn.window == 0) | (position + 1 <= insn.window + start), 0,
+                       Mux(behind > PAGE_TOKENS, PAGE_TOKENS, behind))),
+        ]
+        scan = _Scan(self, m, insn, item, in_values, piece, begin, count, own, position, row,
+                     query, ratio, root, place, softmax, merge)
+        last_query = query + 1 == ratio
+        with m.FSM():
+            with m.State("idle"):
+                m.d.comb += self.commands.ready.eq(1)
+                m.d.sync += [word.eq(self.commands.payload), ratio.eq(0), key_place.eq(0),
+                             ending.eq(0), pointer.eq(self.ring_begin),
+                             self.ring_release.eq(self.ring_begin)]
+                fresh = instruction_layout(isa.Attend)(self.commands.payload)
+                m.d.sync += left.eq(fresh.heads)
+                with m.If(self.commands.valid):
+                    m.next = "divide"
+            with m.State("divide"):
+                m.d.sync += piece.eq(_largest_piece(insn.head_dim, arch.beat_bytes))
+                m.d.sync += [ratio.eq(ratio + 1), left.eq(left - insn.kv_heads)]
+                with m.If(left == insn.kv_heads):
+                    m.d.comb += walk.start.eq(1)
+                    m.next = "item"
+            with m.State("item"):
+                m.d.comb += [self.busy.eq(1), walk.items.ready.eq(pages.level <= LAG)]
+                m.d.sync += [row.eq(0), query.eq(0), in_values.eq(0), self.ring_release.eq(pointer),
+                             place.eq(key_place), number.eq(next_number)]
+                with m.If((pages.level > LAG) | (ending & pages.r_rdy)):
+                    m.d.sync += [item.eq(leaving.item), place.eq(leaving.place),
+                                 number.eq(leaving.number), in_values.eq(1)]
+                    m.d.comb += pages.r_en.eq(1)
+                    m.next = "begin"
+                with m.Elif(ending):
+                    m.next = "finish"
+                with m.Elif(walk.items.valid):
+                    m.d.sync += item.eq(walk.items.payload)
+                    with m.If(walk.items.payload.end):
+                        m.d.sync += ending.eq(1)
+                    with m.Else():
+                        m.next = "begin"
+            with m.State("begin"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += [begin.eq(pointer), pointer.eq(pointer + beats), scan.offset.eq(0)]
+                m.d.comb += pages.w_en.eq(~in_values)
+                m.next = "row"
+                with m.If(~in_values):
+                    m.d.sync += key_place.eq(Mux(key_place == PLACES - 1, 0, key_place + 1))
+                    with m.If(item.tokens != 0):
+                        m.next = "scales"
+            scan.scales("scales", "row")
+            with m.State("row"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += [scan.token.eq(0), scan.part.eq(0),
+                             scan.offset.eq(Mux(in_values, 0, SCALE_BYTES))]
+                with m.If(row == self.rows):
+                    m.next = "item"
+                with m.Elif(~member):
+                    m.d.sync += row.eq(row + 1)
+                with m.Elif(in_values):
+                    m.next = "values"
+                with m.Else():
+                    m.next = "query"
+            scan.query("query", "announce")
+            with m.State("announce"):
+                m.d.comb += [
+                    self.busy.eq(1),
+                    softmax.queries.valid.eq(1),
+                    softmax.queries.payload.place.eq(place),
+                    softmax.queries.payload.query.eq(row * ratio + query),
+                    softmax.queries.payload.scale.eq(scan.query_scale),
+                    softmax.queries.payload.count.eq(count),
+                    softmax.queries.payload.low.eq(low),
+                    softmax.queries.payload.high.eq(count),
+                ]
+                with m.If(softmax.queries.ready):
+                    m.d.sync += next_number.eq(next_number + 1)
+                    m.next = "keys"
+                    with m.If(count == 0):
+                        m.next = "next"
+            scan.tokens("keys", "next")
+            with m.State("values"):  # until the query's weights are there
+                m.d.comb += self.busy.eq(1)
+                with m.If((softmax.finished - number)[:COUNT_BITS - 1].any()
+                          & ~(softmax.finished - number)[COUNT_BITS - 1]):
+                    m.d.sync += number.eq(number + 1)
+                    m.next = "weigh"
+            scan.chunks("weigh", "next")
+            with m.State("next"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += query.eq(query + 1)
+                m.next = "row"
+                with m.If(last_query):
+                    m.d.sync += [query.eq(0), row.eq(row + 1)]
+            with m.State("finish"):
+                m.d.comb += self.busy.eq(1)
+                with m.If(merge.idle & ~scan.captured):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "idle"
+        wiring.connect(m, merge.packets, wiring.flipped(self.packets))
+        return m
+
+
+def _largest_piece(head_dim, beat_bytes):
+    """Return log2 of the largest power of two, at most a beat, that divides ``head_dim``."""
+    result = ceil_log2(beat_bytes)
+    for bit in reversed(range(ceil_log2(BLOCK), ceil_log2(beat_bytes))):
+        result = Mux(head_dim[bit], bit, result)
+    return result
+
+
+class _Scan:
+    """The states of :class:`AttendUnit` that read, and the pipeline behind them.
+
+    A read issued in a clock has its codes at the chain three clocks later.
+    """
+
+    def __init__(self, unit, m, insn, item, in_values, piece, begin, count, own, position, row,
+                 query, ratio, root, place, softmax, merge):
+        self.unit, self.m, self.insn, self.item = unit, m, insn, item
+        self.in_values, self.piece, self.count, self.own = in_values, piece, count, own
+        self.row, self.query, self.ratio, self.softmax = row, query, ratio, softmax
+        arch = unit.arch
+        self.beat = ceil_log2(arch.beat_bytes)
+        self.slots = ceil_log2(arch.lane_dsps)
+        self.captured, self.pending = Signal(), Signal()
+        self.query_scale = Signal(32)
+        # Bases of this query's and this head's codes, in the activation buffer's codes.
+        codes = ceil_log2(arch.activation_elements)
+        self.query_base, self.head_base = Signal(codes), Signal(codes)
+        m.d.sync += [
+            self.query_base.eq((item.head * ratio + query) * insn.head_dim
+                               + (insn.query << ceil_log2(BLOCK))),
+            self.head_base.eq(item.head * insn.head_dim),
+        ]
+        self.token, self.part = Signal(_TOKENS + 1), Signal(6)
+        self.offset = Signal(20)  # in the page, of a piece in the ring
+        self.begin = begin
+        self.last_part = Signal()
+        m.d.comb += self.last_part.eq((self.part + 1) << piece == insn.head_dim)
+        self.is_own, self.ring_has, self.there = Signal(), Signal(), Signal()
+        self.scaled = Signal()  # the scale of an own token's value has been read
+        ring_beat = begin + (self.offset >> self.beat)
+        ahead = Signal(signed(POINTER_BITS))
+        m.d.comb += [
+            self.is_own.eq(self.token >= own),
+            unit.ring_pointer.eq(ring_beat),
+            ahead.eq(unit.ring_available - ring_beat),
+            self.ring_has.eq(ahead > 0),
+            self.there.eq(self.is_own | self.ring_has),
+        ]
+        # The ancestor whose key and value a token is that is not in the cache.
+        bits = row_bits(arch)
+        chain = Array(unit.table)[row].chain
+        depth = Signal(range(arch.rows))
+        self.ancestor = Signal(bits)
+        m.d.comb += [
+            depth.eq((item.page << _TOKENS) + self.token - root.base),
+            self.ancestor.eq(chain.word_select(depth, bits)),
+        ]
+        # What a turn issues.
+        self.issue, self.scale_turn = Signal(), Signal()
+        self.query_turn, self.ring_scale_turn = Signal(), Signal()
+        self.turn_last, self.turn_zero = Signal(), Signal()
+        self.turn_first = Signal()
+        self._pipeline(softmax, merge, place)
+
+    def _pipeline(self, softmax, merge, place):
+        m, unit, insn = self.m, self.unit, self.insn
+        arch = unit.arch
+        p = Pipe(m)
+        codes = Signal(ceil_log2(arch.activation_elements))  # first code of a read
+        source = Mux(self.query_turn, self.query_base, self.head_base
+                     + (Mux(self.in_values | self.scale_turn, insn.value, insn.key)
+                        << ceil_log2(BLOCK)))
+        m.d.comb += [
+            codes.eq(source + (self.part << self.piece)),
+            unit.row.eq(Mux(self.query_turn, self.row, self.ancestor)),
+            unit.word.eq(codes >> self.slots),
+            unit.block.eq(source >> ceil_log2(BLOCK)),
+            unit.reads.eq(self.query_turn | ((self.issue | self.scale_turn) & self.is_own)),
+        ]
+
+        def late(signal, clocks, reset=False):
+            return p.at(p.input(signal, reset=reset), clocks)
+
+        # Two clocks later: the beat or the word, turned so that the piece comes first.
+        def turned(word, at, size):
+            at = at[ceil_log2(BLOCK):size]
+            return word >> (at << ceil_log2(8 * BLOCK)) if len(at) else word
+
+        ring = turned(unit.ring_data, late(self.offset, 2), self.beat)[:8 * arch.beat_bytes]
+        buffer = turned(unit.codes, late(codes, 2), self.slots)[:8 * arch.beat_bytes]
+        mask = Cat(((1 << self.piece) > at).replicate(8) for at in range(arch.beat_bytes))
+        taken = Signal(8 * arch.beat_bytes)
+        m.d.comb += taken.eq(Mux(late(self.is_own | self.query_turn, 2), buffer, ring) & mask)
+        self.pieces = pieces = memory.Memory(shape=8 * arch.beat_bytes, depth=32, init=[])
+        m.submodules.query = pieces
+        kept, factors = pieces.write_port(), pieces.read_port(domain="comb")
+        m.d.comb += [
+            kept.addr.eq(late(self.part, 2)), kept.data.eq(taken),
+            kept.en.eq(late(self.query_turn, 2, True)),
+            factors.addr.eq(late(self.part, 2)),
+        ]
+        with m.If(late(self.query_turn & (self.part == 0), 2, True)):
+            m.d.sync += self.query_scale.eq(unit.scale)
+        key_scale, value_scale = self._scales(late)
+        own_value_scale = Signal(32)
+        with m.If(late(self.scale_turn, 2, True)):
+            m.d.sync += own_value_scale.eq(unit.scale)
+        own = late(self.is_own, 2)
+
+        # Three clocks later: the chain.
+        at_chain = Signal(8 * arch.beat_bytes)
+        factor = Signal(8 * arch.beat_bytes)
+        query_now = Signal(range(arch.attention_queries))
+        m.d.comb += query_now.eq(self.row * self.ratio + self.query)
+        m.d.sync += [at_chain.eq(taken), factor.eq(factors.data)]
+        m.d.comb += [
+            softmax.place.eq(place), softmax.query.eq(query_now),
+            softmax.code_query.eq(late(query_now, 2)), softmax.token.eq(late(self.token, 2)),
+            unit.chain.valid.eq(late(self.issue & ~self.turn_zero, 3, True)),
+            unit.chain.first.eq(late(self.turn_first, 3)),
+        ]
+        values_now = late(self.in_values, 3)
+        m.d.comb += unit.chain.accumulate.eq(values_now)
+        for at in range(arch.beat_bytes):
+            m.d.comb += [
+                unit.chain.codes[at].eq(at_chain.word_select(at, 8).as_signed()),
+                unit.chain.factors[at].eq(Mux(values_now, softmax.code.as_unsigned(),
+                                              factor.word_select(at, 8).as_signed())),
+            ]
+        end = 3 + unit.chain_latency
+        self._scores(softmax, p, end, Mux(own, unit.scale, key_scale),
+                     Mux(own, own_value_scale, value_scale))
+        self._capture(softmax, merge, late(self.turn_last & self.in_values, end, True),
+                      late(self.turn_zero, end))
+
+    def _scales(self, late):
+        """The page's scales, by token: return the key's and the value's two clocks after issue."""
+        m, unit = self.m, self.unit
+        per_beat = unit.arch.beat_bytes // 4
+        depth = PAGE_TOKENS // per_beat
+        self.scale_at = Signal(range(2 * depth))
+        result = []
+        for half, name in enumerate(("key_scales", "value_scales")):
+            m.submodules[name] = store = memory.Memory(
+                shape=8 * unit.arch.beat_bytes, depth=depth, init=[])
+            write, read = store.write_port(), store.read_port(domain="comb")
+            at = late(self.scale_at, 2)
+            token = late(self.token, 2)
+            m.d.comb += [
+                write.addr.eq(at[:-1] if len(at) > 1 else 0), write.data.eq(unit.ring_data),
+                write.en.eq(late(self.ring_scale_turn, 2, True) & (at[-1] == half)),
+                read.addr.eq(token >> ceil_log2(per_beat)),
+            ]
+            result.append(read.data.word_select(token[:ceil_log2(per_beat)], 32))
+        return [_flushed(scale) for scale in result]
+
+    def _scores(self, softmax, p, end, key_scale, value_scale):
+        """Add up the pieces of a dot product, and hand it over with its scales."""
+        m, unit = self.m, self.unit
+        valid = p.at(p.input(self.issue & ~self.in_values, reset=True), end)
+        first = p.at(p.input(self.part == 0), end)
+        last = p.at(p.input(self.last_part), end)
+        so_far, total = Signal(signed(DOT_BITS)), Signal(signed(DOT_BITS))
+        m.d.comb += [
+            total.eq(Mux(first, 0, so_far) + unit.chain.sum),
+            softmax.score.valid.eq(valid & last),
+            softmax.score.token.eq(p.at(p.input(self.token), end)),
+            softmax.score.dot.eq(total),
+            softmax.score.key_scale.eq(p.at(p.input(key_scale, stage=2), end)),
+            softmax.score.value_scale.eq(p.at(p.input(value_scale, stage=2), end)),
+        ]
+        with m.If(valid):
+            m.d.sync += so_far.eq(total)
+
+    def _capture(self, softmax, merge, now, zero):
+        """Keep the sums of a run of values until the merging has read them."""
+        m, unit, item = self.m, self.unit, self.item
+        later_member = Cat((entry.root == item.root) & (at > self.row) & (at < unit.rows)
+                           for at, entry in enumerate(unit.table)).any()
+        job = Signal.like(merge.jobs.payload)
+        with m.If(self.turn_last & self.in_values & self.issue):
+            m.d.sync += [
+                self.pending.eq(1),
+                job.query.eq(self.row * self.ratio + self.query),
+                job.chunk.eq(self.part), job.fresh.eq(item.first),
+                job.final.eq(self.last_part),
+                job.unit_end.eq(self.last_part & item.unit_end & ~later_member
+                                & (self.query + 1 == self.ratio)),
+                job.head.eq(item.head), job.leaf.eq(item.leaf),
+                job.low.eq(item.low), job.high.eq(item.high),
+                job.stats.eq(softmax.stats),
+            ]
+        sums = [Signal(signed(SUM_BITS), name=f"sum_{at}") for at in range(unit.arch.beat_bytes)]
+        with m.If(now):
+            m.d.sync += [self.pending.eq(0), self.captured.eq(1)]
+            m.d.sync += [mine.eq(Mux(zero, 0, theirs))
+                         for mine, theirs in zip(sums, unit.chain.own, strict=True)]
+        m.d.comb += [merge.jobs.valid.eq(self.captured), merge.jobs.payload.eq(job)]
+        m.d.comb += [theirs.eq(mine) for mine, theirs in zip(sums, merge.sums, strict=True)]
+        with m.If(self.captured & merge.jobs.ready):
+            m.d.sync += self.captured.eq(0)
+
+    def scales(self, state, then):
+        m, unit = self.m, self.unit
+        with m.State(state):
+            m.d.comb += [unit.busy.eq(1), self.ring_scale_turn.eq(self.ring_has)]
+            with m.If(self.ring_scale_turn):
+                m.d.sync += [self.offset.eq(self.offset + unit.arch.beat_bytes),
+                             self.scale_at.eq(self.scale_at + 1)]
+                with m.If(self.scale_at == SCALE_BYTES // unit.arch.beat_bytes - 1):
+                    m.d.sync += self.scale_at.eq(0)
+                    m.next = then
+
+    def query(self, state, then):
+        """Read the query's pieces and its scale."""
+        m, unit = self.m, self.unit
+        with m.State(state):
+            m.d.comb += [unit.busy.eq(1), self.query_turn.eq(1)]
+            m.d.sync += self.part.eq(self.part + 1)
+            with m.If(self.last_part):
+                m.d.sync += self.part.eq(0)
+                m.next = f"{state} arrives"
+        with m.State(f"{state} arrives"):
+            m.d.comb += unit.busy.eq(1)
+            m.d.sync += self.token.eq(self.token + 1)
+            with m.If(self.token == READ_LATENCY):
+                m.d.sync += self.token.eq(0)
+                m.next = then
+
+    def tokens(self, state, then):
+        """Score the page's tokens one after the other, each in pieces."""
+        m, unit = self.m, self.unit
+        with m.State(state):
+            m.d.comb += unit.busy.eq(1)
+            with m.If(self.is_own & ~self.scaled):
+                m.d.comb += self.scale_turn.eq(1)
+                m.d.sync += self.scaled.eq(1)
+            with m.Elif(self.there):
+                m.d.comb += self.issue.eq(1)
+                m.d.sync += [self.part.eq(self.part + 1),
+                             self.offset.eq(self.offset + (1 << self.piece))]
+                with m.If(self.last_part):
+                    m.d.sync += [self.part.eq(0), self.token.eq(self.token + 1), self.scaled.eq(0)]
+                    with m.If(self.token + 1 == self.count):
+                        m.next = then
+
+    def chunks(self, state, then):
+        """Sum the page's values, a piece of all tokens after the other."""
+        m, unit = self.m, self.unit
+        with m.State(state):
+            m.d.comb += [
+                unit.busy.eq(1),
+                self.turn_zero.eq(self.count == 0),
+                self.turn_first.eq(self.token == 0),
+                self.turn_last.eq((self.token + 1 == self.count) | self.turn_zero),
+                # One run of sums is kept; its place must be free when the next ends.
+                self.issue.eq((self.there | self.turn_zero)
+                              & ~(self.turn_last & (self.pending | self.captured))),
+            ]
+            with m.If(self.issue):
+                m.d.sync += [self.token.eq(self.token + 1),
+                             self.offset.eq(self.offset + self.insn.head_dim)]
+                with m.If(self.turn_last):
+                    m.d.sync += [self.token.eq(0), self.part.eq(self.part + 1),
+                                 self.offset.eq((self.part + 1) << self.piece)]
+                    with m.If(self.last_part):
+                        m.next = then
+
+
+def _flushed(bits):
+    """Return an fp32 word of memory with a subnormal made a zero and every NaN the one."""
+    return Mux(fp.is_nan(bits), fp.NAN, Mux(bits[23:31] == 0, Cat(Const(0, 31), bits[31]), bits))

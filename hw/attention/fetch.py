@@ -1,0 +1,130 @@
+"""Ask for the pages of an attention, keys some pages before values."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from alula.hw import isa, layout
+from alula.hw.attention.walk import PageWalk, item_layout
+from alula.hw.axi import ADDRESS_BITS, REQUEST
+from alula.hw.formats import COMMAND_BITS, instruction_layout
+from alula.hw.isa import WORD_BYTES
+from alula.hw.numerics import PAGE_TOKENS
+from alula.hw.step import SLOT_BITS, row_layout
+
+LAG = 2  # pages between the keys and the values of one page: time for its softmax
+SCALE_BYTES = 2 * 4 * PAGE_TOKENS  # of the keys, then of the values, at the start of a page
+_WORD = ceil_log2(WORD_BYTES)
+assert layout.page_words(16) == (SCALE_BYTES + 2 * 16 * PAGE_TOKENS) // WORD_BYTES
+
+
+def key_beats(tokens, head_dim, beat_bytes):
+    """Return the beats from the start of a page to its last key; 0 if it has none."""
+    whole = (SCALE_BYTES + tokens * head_dim + beat_bytes - 1) >> ceil_log2(beat_bytes)
+    return Mux(tokens == 0, 0, whole)
+
+
+def value_beats(tokens, head_dim, beat_bytes):
+    return (tokens * head_dim + beat_bytes - 1) >> ceil_log2(beat_bytes)
+
+
+class PageFetch(wiring.Component):
+    """Turn a ``LoadPages`` into reads: for each page its scales and keys, and its values later.
+
+    The order is keys 0, keys 1, ..., keys LAG, values 0, keys LAG + 1, values 1, and so on.
+
+    Members
+    -------
+    command : ``In(stream of COMMAND_BITS)``
+        Taken at its end.
+    base : ``In(64)``
+        Address of the lane's memory.
+    lane, rows, table, slot_words : of the step
+    entry : ``Out``, ``slot`` : ``In``
+        The slot of a page, a clock after its entry.
+    requests : ``Out(stream of REQUEST)``
+    """
+
+    def __init__(self, arch):
+        self.arch = arch
+        super().__init__({
+            "command": In(stream.Signature(COMMAND_BITS)),
+            "base": In(ADDRESS_BITS),
+            "lane": In(range(arch.lanes)),
+            "rows": In(range(arch.rows + 1)),
+            "table": In(row_layout(arch)).array(arch.rows),
+            "slot_words": In(32),
+            "entry": Out(ceil_log2(arch.page_entries)),
+            "slot": In(SLOT_BITS),
+            "requests": Out(stream.Signature(REQUEST)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        arch = self.arch
+        m.submodules.walk = walk = PageWalk(arch)
+        # Values still to be asked for: as many as pages whose keys were asked for, at most LAG + 1.
+        m.submodules.values = values = fifo.SyncFIFO(width=REQUEST.size, depth=LAG + 1)
+        load = instruction_layout(isa.LoadPages)(self.command.payload)
+        item = Signal(item_layout(arch))
+        m.d.comb += [
+            walk.kv_heads.eq(load.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
+            self.entry.eq(Array(row.pages for row in self.table)[item.root] + item.page),
+        ]
+        m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
+        in_slot, in_lane = Signal(32), Signal(32)
+        address = Signal(ADDRESS_BITS)
+        page_words = (SCALE_BYTES // WORD_BYTES) + load.head_dim * (2 * PAGE_TOKENS // WORD_BYTES)
+        later, waiting = data.View(REQUEST, values.w_data), data.View(REQUEST, values.r_data)
+        keys = key_beats(item.tokens, load.head_dim, arch.beat_bytes)
+        m.d.comb += [
+            later.address.eq(address + SCALE_BYTES + load.head_dim * PAGE_TOKENS),
+            later.beats.eq(value_beats(item.tokens, load.head_dim, arch.beat_bytes)),
+        ]
+        with m.FSM():
+            with m.State("idle"):
+                with m.If(self.command.valid):
+                    m.d.comb += walk.start.eq(1)
+                    m.next = "item"
+            with m.State("item"):
+                m.d.comb += walk.items.ready.eq(1)
+                m.d.sync += item.eq(walk.items.payload)
+                with m.If(walk.items.valid):
+                    m.next = "look up"
+            with m.State("look up"):
+                m.d.sync += in_lane.eq(load.offset + item.index * page_words)
+                m.next = "place"
+            with m.State("place"):
+                m.d.sync += in_slot.eq(self.slot * self.slot_words)
+                m.next = "address"
+            with m.State("address"):
+                words = (in_slot + in_lane)[:32]
+                m.d.sync += address.eq(self.base + Cat(Const(0, _WORD), words))
+                m.next = "values"
+                with m.If(~item.end):
+                    m.next = "keys"
+            with m.State("keys"):
+                m.d.comb += [
+                    self.requests.valid.eq(keys != 0),
+                    self.requests.payload.address.eq(address),
+                    self.requests.payload.beats.eq(keys),
+                    values.w_en.eq(~self.requests.valid | self.requests.ready),
+                ]
+                with m.If(values.w_en):
+                    m.next = "item"
+                    with m.If(values.level == LAG):
+                        m.next = "values"
+            with m.State("values"):
+                m.d.comb += [
+                    self.requests.valid.eq(values.r_rdy & (waiting.beats != 0)),
+                    self.requests.payload.eq(waiting),
+                    values.r_en.eq(~self.requests.valid | self.requests.ready),
+                ]
+                with m.If(~item.end):
+                    with m.If(values.r_en):
+                        m.next = "item"
+                with m.Elif(~values.r_rdy):
+                    m.d.comb += self.command.ready.eq(1)
+                    m.next = "idle"
+        return m

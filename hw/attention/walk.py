@@ -1,0 +1,138 @@
+"""The pages that a lane attends to, in the order that they are fetched and used."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from alula.hw import layout, numerics
+from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
+from alula.hw.step import POSITION_BITS, row_bits, row_layout
+
+PAGE_BITS = POSITION_BITS - ceil_log2(PAGE_TOKENS)
+HEAD_BITS = 8
+UNIT_BITS = HEAD_BITS + ceil_log2(PAGE_CLASSES)
+_CLASS = ceil_log2(PAGE_CLASSES)
+
+
+def item_layout(arch):
+    """A page of one head for the rows of one root."""
+    return data.StructLayout({
+        "head": HEAD_BITS,
+        "leaf": _CLASS,  # the page's class is CLASS_ORDER[leaf]
+        "low": _CLASS, "high": _CLASS,  # first and last leaf of this head in this lane
+        "index": UNIT_BITS,  # of (head, class) among the lane's
+        "root": row_bits(arch),
+        "page": PAGE_BITS,
+        "tokens": range(PAGE_TOKENS + 1),  # in the cache
+        "first": 1,  # page of its class for this root
+        "last": 1,
+        "unit_end": 1,  # the last item of this head and class
+        "end": 1,  # no item: there are no more
+    })
+
+
+class PageWalk(wiring.Component):
+    """List the pages of each (head, class) of a lane and each root: classes in their tree's order.
+
+    A class that no row of the step has a page of is passed over. If a row has one, each root has
+    an item of it, which may have no token. The last item only says that it is the last.
+
+    Members
+    -------
+    start : ``In(1)``
+        Begin again; ``kv_heads`` is read then.
+    lane, rows, table
+        Steady until the end.
+    items : ``Out(stream of item_layout)``
+    """
+
+    def __init__(self, arch):
+        self.arch = arch
+        super().__init__({
+            "start": In(1),
+            "kv_heads": In(HEAD_BITS),
+            "lane": In(range(arch.lanes)),
+            "rows": In(range(arch.rows + 1)),
+            "table": In(row_layout(arch)).array(arch.rows),
+            "items": Out(stream.Signature(item_layout(arch))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        arch = self.arch
+        unit, stop, first = Signal(UNIT_BITS + 1), Signal(UNIT_BITS + 1), Signal(UNIT_BITS + 1)
+        row, page = Signal(range(arch.rows + 1)), Signal(PAGE_BITS + 1)
+        leaf, head = unit[:_CLASS], unit[_CLASS:]
+        shift = ceil_log2(PAGE_TOKENS)
+        page_class = Array(Const(number, _CLASS) for number in layout.CLASS_ORDER)[leaf]
+        here = Signal(row_layout(arch))
+        later_root = Signal()  # some later row is a root
+        top = Signal(PAGE_BITS)  # the last page of any row
+        tokens = Signal(POSITION_BITS + 1)
+        item = self.items.payload
+        begin, end = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
+        m.d.comb += [
+            here.eq(Array(self.table)[row]),
+            tokens.eq(Mux(here.base > (page << shift), here.base - (page << shift), 0)),
+            later_root.eq(Cat((entry.root == at) & (at > row) & (at < self.rows)
+                              for at, entry in enumerate(self.table)).any()),
+            item.head.eq(head), item.leaf.eq(leaf),
+            item.low.eq(Mux(first > begin, first - begin, 0)),
+            item.high.eq(Mux(stop <= end, stop - 1 - begin, PAGE_CLASSES - 1)),
+            item.index.eq(unit - first),
+            item.root.eq(row), item.page.eq(page),
+            item.tokens.eq(Mux(tokens > PAGE_TOKENS, PAGE_TOKENS, tokens)),
+            item.first.eq(page < PAGE_CLASSES),
+            item.last.eq(page + PAGE_CLASSES > here.last >> shift),
+            item.unit_end.eq(item.last & ~later_root),
+        ]
+        seen = Signal(range(arch.rows + 1))
+        with m.FSM():
+            with m.State("idle"):
+                m.d.sync += [unit.eq(self._share(m, self.lane)), row.eq(0), seen.eq(0), top.eq(0),
+                             stop.eq(self._share(m, self.lane + 1))]
+                with m.If(self.start):
+                    m.next = "top"
+            with m.State("top"):
+                entry = Array(self.table)[seen]
+                m.d.sync += [seen.eq(seen + 1), first.eq(unit)]
+                with m.If((entry.last >> shift) > top):
+                    m.d.sync += top.eq(entry.last >> shift)
+                with m.If(seen + 1 == self.rows):
+                    m.next = "unit"
+            with m.State("unit"):
+                m.d.sync += [row.eq(0), page.eq(page_class)]
+                with m.If(unit == stop):
+                    m.next = "end"
+                with m.Elif(page_class > top):
+                    m.d.sync += unit.eq(unit + 1)
+                with m.Else():
+                    m.next = "item"
+            with m.State("item"):
+                m.d.comb += self.items.valid.eq(here.root == row)
+                with m.If(here.root != row):
+                    m.d.sync += row.eq(row + 1)
+                with m.Elif(self.items.ready):
+                    m.d.sync += page.eq(page + PAGE_CLASSES)
+                    with m.If(item.last):
+                        m.d.sync += [row.eq(row + 1), page.eq(page_class)]
+                    with m.If(item.unit_end):
+                        m.d.sync += unit.eq(unit + 1)
+                        m.next = "unit"
+            with m.State("end"):
+                m.d.comb += [self.items.valid.eq(1), item.end.eq(1)]
+                with m.If(self.items.ready):
+                    m.next = "idle"
+        return m
+
+    def _share(self, m, lane):
+        """Return the first unit of a lane: ``ceil(lane * units / lanes)``, by a multiplication."""
+        lanes = self.arch.lanes
+        number = (lane * layout.units(self.kv_heads) + lanes - 1)
+        bits = len(number)
+        shift = bits + ceil_log2(lanes)
+        return (number * -(-(1 << shift) // lanes)) >> shift
+
+
+assert PAGE_CLASSES == numerics.PAGE_CLASSES == 1 << _CLASS

@@ -1,0 +1,70 @@
+"""Share one read port of a memory between units."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from alula.hw.axi import BEATS_BITS, REQUEST
+
+_PENDING = 16  # requests under way
+
+
+class ReadShare(wiring.Component):
+    """Let several clients use one reader; the lower number goes first.
+
+    Members
+    -------
+    clients : requests in, beats out, for each
+        Each gets the beats of its own requests, in its own order. A client that does not take its
+        beats holds up the others.
+    requests, beats : to and from the reader
+    """
+
+    def __init__(self, clients, bits):
+        self.count = clients
+        super().__init__({
+            "clients": In(wiring.Signature({
+                "requests": Out(stream.Signature(REQUEST)),
+                "beats": In(stream.Signature(bits))})).array(clients),
+            "requests": Out(stream.Signature(REQUEST)),
+            "beats": In(stream.Signature(bits)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        chosen, owner = Signal(range(self.count)), Signal(range(self.count))
+        entry = data.StructLayout({"owner": range(self.count), "beats": BEATS_BITS})
+        m.submodules.order = order = fifo.SyncFIFOBuffered(width=entry.size, depth=_PENDING)
+        head = data.View(entry, order.r_data)
+        taken = Signal(BEATS_BITS)  # beats of the head that went by
+        busy, held = Signal(), Signal(range(self.count))
+        for at in reversed(range(self.count)):
+            with m.If(self.clients[at].requests.valid):
+                m.d.comb += chosen.eq(at)
+        # An offer must not change: stay with the client whose request is being offered.
+        m.d.comb += owner.eq(Mux(busy, held, chosen))
+        m.d.sync += [busy.eq(self.requests.valid & ~self.requests.ready), held.eq(owner)]
+        for at, client in enumerate(self.clients):
+            with m.If(owner == at):
+                m.d.comb += [
+                    self.requests.valid.eq(client.requests.valid & order.w_rdy),
+                    self.requests.payload.eq(client.requests.payload),
+                    client.requests.ready.eq(self.requests.ready & order.w_rdy),
+                ]
+            m.d.comb += client.beats.payload.eq(self.beats.payload)
+            with m.If(order.r_rdy & (head.owner == at)):
+                m.d.comb += [
+                    client.beats.valid.eq(self.beats.valid),
+                    self.beats.ready.eq(client.beats.ready),
+                ]
+        entering = data.View(entry, order.w_data)
+        m.d.comb += [
+            order.w_en.eq(self.requests.valid & self.requests.ready),
+            entering.owner.eq(owner), entering.beats.eq(self.requests.payload.beats),
+        ]
+        with m.If(self.beats.valid & self.beats.ready):
+            m.d.sync += taken.eq(taken + 1)
+            with m.If(taken + 1 == head.beats):
+                m.d.comb += order.r_en.eq(1)
+                m.d.sync += taken.eq(0)
+        return m
