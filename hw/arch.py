@@ -80,9 +80,10 @@ class ArchConfig:
                          "a multiple of 16 from 16 to 1048576")
         for field in ("lane_dsps", "prefetch_beats"):
             value = getattr(self, field)
-            self._expect(field, value & (value - 1) == 0 and 2 * self.beat_bytes <= value <= 1 << 16,
-                         f"a power of two from {2 * self.beat_bytes} to 65536")
-        for field in ("attention_queries", "page_entries", "program_instructions", "queue_depth", "clock_hz",
+            legal = value & (value - 1) == 0 and 2 * self.beat_bytes <= value <= 1 << 16
+            self._expect(field, legal, f"a power of two from {2 * self.beat_bytes} to 65536")
+        for field in ("attention_queries", "page_entries", "program_instructions", "queue_depth",
+                      "clock_hz",
                       "channel_bytes", "control_bytes", "channel_bytes_per_s"):
             self._expect(field, 0 < getattr(self, field) <= 1 << 44, "from 1 to 2**44")
 

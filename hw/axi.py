@@ -19,7 +19,8 @@ BEATS_BITS = 24  # of one request
 def read_signature(data_bytes):
     """Read channels of a master."""
     return wiring.Signature({
-        "arid": Out(1), "araddr": Out(ADDRESS_BITS), "arlen": Out(8), "arsize": Out(3), "arburst": Out(2),
+        "arid": Out(1), "araddr": Out(ADDRESS_BITS),
+        "arlen": Out(8), "arsize": Out(3), "arburst": Out(2),
         "arvalid": Out(1), "arready": In(1),
         "rid": In(1), "rdata": In(8 * data_bytes), "rresp": In(2), "rlast": In(1),
         "rvalid": In(1), "rready": Out(1),
@@ -29,7 +30,8 @@ def read_signature(data_bytes):
 def write_signature(data_bytes):
     """Write channels of a master."""
     return wiring.Signature({
-        "awid": Out(1), "awaddr": Out(ADDRESS_BITS), "awlen": Out(8), "awsize": Out(3), "awburst": Out(2),
+        "awid": Out(1), "awaddr": Out(ADDRESS_BITS),
+        "awlen": Out(8), "awsize": Out(3), "awburst": Out(2),
         "awvalid": Out(1), "awready": In(1),
         "wdata": Out(8 * data_bytes), "wstrb": Out(data_bytes), "wlast": Out(1),
         "wvalid": Out(1), "wready": In(1),

@@ -1,4 +1,4 @@
-"""Amaranth layouts of the instruction set and of formats in memory, derived from their definitions."""
+"""Amaranth layouts of instructions and of formats in memory, derived from their definitions."""
 
 from amaranth.lib import data
 

@@ -60,6 +60,12 @@ def magnitude(bits):
     return Cat(bits[:31], Const(0, 1))
 
 
+def flushed(bits):
+    """Return a word of memory with a subnormal made a zero of its sign, and every NaN the one."""
+    subnormal = Mux(bits[23:31] == 0, Cat(Const(0, 31), bits[31]), bits)
+    return Mux(is_nan(bits), Const(NAN, 32), subnormal)
+
+
 def is_zero(bits):
     return as_float(bits).exponent == 0
 

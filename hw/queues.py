@@ -27,8 +27,8 @@ class Tokens(wiring.Component):
     Members
     -------
     queues : six token ports
-        ``present`` says that there is one from every queue in ``wait``; ``take`` takes them, ``give``
-        gives one to every queue in ``release``, both in the same clock.
+        ``present`` says that there is one from every queue in ``wait``; ``take`` takes them,
+        ``give`` gives one to every queue in ``release``, both in the same clock.
     none : ``Out(1)``
         No token is left anywhere.
     """

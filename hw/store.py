@@ -1,4 +1,4 @@
-"""The store unit: rows of logits and best tokens to the control memory; keys and values by lanes."""
+"""The store unit: logits and best tokens to the control memory; keys and values by lanes."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, fifo, stream, wiring

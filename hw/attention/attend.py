@@ -1,6 +1,6 @@
 """Attention in a lane: keys against queries, softmax, weights against values, page by page."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -123,11 +123,7 @@ class AttendUnit(wiring.Component):
             own.eq(item.tokens),
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
-        top = 0
-        for at, entry in enumerate(self.table):
-            page_of = Mux(at < self.rows, entry.position >> _TOKENS, 0)
-            top = Mux(page_of > top, page_of, top)
-        m.d.sync += merge.top.eq(top)
+        m.d.comb += merge.top.eq(walk.top)
         seen = position + 1 - start
         behind = position + 1 - insn.window - start
         m.d.comb += [
@@ -149,7 +145,7 @@ class AttendUnit(wiring.Component):
                 with m.If(self.commands.valid):
                     m.next = "divide"
             with m.State("divide"):
-                m.d.sync += piece.eq(_largest_piece(insn.head_dim, arch.beat_bytes))
+                m.d.sync += piece.eq(largest_piece(insn.head_dim, arch.beat_bytes))
                 m.d.sync += [ratio.eq(ratio + 1), left.eq(left - insn.kv_heads)]
                 with m.If(left == insn.kv_heads):
                     m.d.comb += walk.start.eq(1)
@@ -193,7 +189,7 @@ class AttendUnit(wiring.Component):
                     m.next = "values"
                 with m.Else():
                     m.next = "query"
-            scan.query("query", "announce")
+            scan.load_query("query", "announce")
             with m.State("announce"):
                 m.d.comb += [
                     self.busy.eq(1),
@@ -233,7 +229,7 @@ class AttendUnit(wiring.Component):
         return m
 
 
-def _largest_piece(head_dim, beat_bytes):
+def largest_piece(head_dim, beat_bytes):
     """Return log2 of the largest power of two, at most a beat, that divides ``head_dim``."""
     result = ceil_log2(beat_bytes)
     for bit in reversed(range(ceil_log2(BLOCK), ceil_log2(beat_bytes))):
@@ -387,7 +383,7 @@ class _Scan:
                 read.addr.eq(token >> ceil_log2(per_beat)),
             ]
             result.append(read.data.word_select(token[:ceil_log2(per_beat)], 32))
-        return [_flushed(scale) for scale in result]
+        return [fp.flushed(scale) for scale in result]
 
     def _scores(self, softmax, p, end, key_scale, value_scale):
         """Add up the pieces of a dot product, and hand it over with its scales."""
@@ -446,7 +442,7 @@ class _Scan:
                     m.d.sync += self.scale_at.eq(0)
                     m.next = then
 
-    def query(self, state, then):
+    def load_query(self, state, then):
         """Read the query's pieces and its scale."""
         m, unit = self.m, self.unit
         with m.State(state):
@@ -500,8 +496,3 @@ class _Scan:
                                  self.offset.eq((self.part + 1) << self.piece)]
                     with m.If(self.last_part):
                         m.next = then
-
-
-def _flushed(bits):
-    """Return an fp32 word of memory with a subnormal made a zero and every NaN the one."""
-    return Mux(fp.is_nan(bits), fp.NAN, Mux(bits[23:31] == 0, Cat(Const(0, 31), bits[31]), bits))

@@ -7,10 +7,10 @@ from amaranth.utils import ceil_log2
 
 from alula.hw import fp, layout
 from alula.hw.attention.softmax import EMPTY, PEAK_BITS, STATS
-from alula.hw.attention.walk import HEAD_BITS
+from alula.hw.attention.walk import HEAD_BITS, PAGE_BITS
 from alula.hw.numerics import PAGE_CLASSES
 from alula.hw.pipe import Pipe
-from alula.hw.step import POSITION_BITS, row_bits
+from alula.hw.step import row_bits
 
 SUM_BITS = 23  # of eight-bit weights times codes: below 64 * 255 * 127
 LEVELS = ceil_log2(PAGE_CLASSES)
@@ -91,7 +91,7 @@ class LaneMerge(wiring.Component):
             "ratio": In(range(arch.attention_queries + 1)),
             "head_dim": In(9),
             "piece": In(3),
-            "top": In(POSITION_BITS),
+            "top": In(PAGE_BITS),
             "packets": Out(stream.Signature(packet_layout(arch))),
             "idle": Out(1),
         })

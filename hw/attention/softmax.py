@@ -164,7 +164,8 @@ class Softmax(wiring.Component):
             "score": In(SCORE),
             "finished": Out(COUNT_BITS),
             "place": In(range(PLACES)), "query": In(range(arch.attention_queries)),
-            "code_query": In(range(arch.attention_queries)), "token": In(_TOKEN), "code": Out(SOFTMAX_BITS), "stats": Out(STATS),
+            "code_query": In(range(arch.attention_queries)), "token": In(_TOKEN),
+            "code": Out(SOFTMAX_BITS), "stats": Out(STATS),
         })
 
     def elaborate(self, platform):

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import layout, numerics
+from alula.hw import layout
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
 from alula.hw.step import POSITION_BITS, row_bits, row_layout
 
@@ -32,6 +32,13 @@ def item_layout(arch):
     })
 
 
+def first_unit(arch, lane, kv_heads):
+    """Return a lane's first unit, ``ceil(lane * units / lanes)``, by a multiplication."""
+    number = lane * layout.units(kv_heads) + arch.lanes - 1
+    shift = len(number) + ceil_log2(arch.lanes)
+    return (number * -(-(1 << shift) // arch.lanes)) >> shift
+
+
 class PageWalk(wiring.Component):
     """List the pages of each (head, class) of a lane and each root: classes in their tree's order.
 
@@ -44,6 +51,8 @@ class PageWalk(wiring.Component):
         Begin again; ``kv_heads`` is read then.
     lane, rows, table
         Steady until the end.
+    top : ``Out``
+        The last page of any row, from the first item on.
     items : ``Out(stream of item_layout)``
     """
 
@@ -55,6 +64,7 @@ class PageWalk(wiring.Component):
             "lane": In(range(arch.lanes)),
             "rows": In(range(arch.rows + 1)),
             "table": In(row_layout(arch)).array(arch.rows),
+            "top": Out(PAGE_BITS),
             "items": Out(stream.Signature(item_layout(arch))),
         })
 
@@ -68,7 +78,7 @@ class PageWalk(wiring.Component):
         page_class = Array(Const(number, _CLASS) for number in layout.CLASS_ORDER)[leaf]
         here = Signal(row_layout(arch))
         later_root = Signal()  # some later row is a root
-        top = Signal(PAGE_BITS)  # the last page of any row
+        top = self.top
         tokens = Signal(POSITION_BITS + 1)
         item = self.items.payload
         begin, end = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
@@ -90,8 +100,9 @@ class PageWalk(wiring.Component):
         seen = Signal(range(arch.rows + 1))
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += [unit.eq(self._share(m, self.lane)), row.eq(0), seen.eq(0), top.eq(0),
-                             stop.eq(self._share(m, self.lane + 1))]
+                m.d.sync += [unit.eq(first_unit(arch, self.lane, self.kv_heads)), row.eq(0),
+                             stop.eq(first_unit(arch, self.lane + 1, self.kv_heads)), seen.eq(0),
+                             top.eq(0)]
                 with m.If(self.start):
                     m.next = "top"
             with m.State("top"):
@@ -125,14 +136,3 @@ class PageWalk(wiring.Component):
                 with m.If(self.items.ready):
                     m.next = "idle"
         return m
-
-    def _share(self, m, lane):
-        """Return the first unit of a lane: ``ceil(lane * units / lanes)``, by a multiplication."""
-        lanes = self.arch.lanes
-        number = (lane * layout.units(self.kv_heads) + lanes - 1)
-        bits = len(number)
-        shift = bits + ceil_log2(lanes)
-        return (number * -(-(1 << shift) // lanes)) >> shift
-
-
-assert PAGE_CLASSES == numerics.PAGE_CLASSES == 1 << _CLASS

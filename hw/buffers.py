@@ -1,0 +1,101 @@
+"""The vector and parameter buffers, shared by the units that read and write them."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+READ_LATENCY = 2  # clocks from an address to its data
+
+
+def vector_words(arch):
+    """Words of the vector buffer, all rows."""
+    return arch.rows * arch.vector_elements // arch.vector_width
+
+
+def write_layout(arch):
+    """A write of the vector buffer: ``mask`` has a bit for each fp32 value."""
+    return data.StructLayout({"address": ceil_log2(vector_words(arch)),
+                              "data": 32 * arch.vector_width, "mask": arch.vector_width})
+
+
+class VectorBuffer(wiring.Component):
+    """fp32 values of each row, in words of ``vector_width``.
+
+    Members
+    -------
+    read_enable, read_address : ``In``; read_data : ``Out``
+        The vector unit's, always granted.
+    reads : ``In(stream of address)``
+        Another reader's, when the vector unit does not read. Both get their data on ``read_data``
+        ``READ_LATENCY`` clocks after.
+    write : ``In(write_layout)``
+        The vector unit's, always granted; its mask is 0 when it does not write.
+    writes : ``In(stream of write_layout)``
+        Other writers'; the lower number goes first.
+    """
+
+    def __init__(self, arch, writers):
+        self.arch = arch
+        address = ceil_log2(vector_words(arch))
+        super().__init__({
+            "read_enable": In(1), "read_address": In(address), "read_data": Out(
+                32 * arch.vector_width),
+            "reads": In(stream.Signature(address)),
+            "write": In(write_layout(arch)),
+            "writes": In(stream.Signature(write_layout(arch))).array(writers),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.store = store = memory.Memory(
+            shape=32 * self.arch.vector_width, depth=vector_words(self.arch), init=[])
+        read, write = store.read_port(), store.write_port(granularity=32)
+        m.d.comb += [
+            self.reads.ready.eq(~self.read_enable),
+            read.addr.eq(Mux(self.read_enable, self.read_address, self.reads.payload)),
+        ]
+        m.d.sync += self.read_data.eq(read.data)
+        chosen, busy = Signal(write_layout(self.arch)), self.write.mask.any()
+        m.d.comb += chosen.eq(self.write)
+        for client in self.writes:
+            m.d.comb += client.ready.eq(~busy)
+            busy = busy | client.valid
+        for client in reversed(self.writes):
+            with m.If(client.valid & client.ready):
+                m.d.comb += chosen.eq(client.payload)
+        m.d.comb += [write.addr.eq(chosen.address), write.data.eq(chosen.data),
+                     write.en.eq(chosen.mask)]
+        return m
+
+
+class ParamBuffer(wiring.Component):
+    """fp32 values that all rows share.
+
+    Members
+    -------
+    address : ``In``; data : ``Out``
+        Data ``READ_LATENCY`` clocks after its address.
+    write : ``In``
+        A word and a mask, 0 when there is none.
+    """
+
+    def __init__(self, arch):
+        self.words = arch.param_elements // arch.vector_width
+        address = ceil_log2(self.words)
+        self.width = arch.vector_width
+        super().__init__({
+            "address": In(address), "data": Out(32 * self.width),
+            "write": In(data.StructLayout({
+                "address": address, "data": 32 * self.width, "mask": self.width})),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.store = store = memory.Memory(
+            shape=32 * self.width, depth=self.words, init=[])
+        read, write = store.read_port(), store.write_port(granularity=32)
+        m.d.comb += [read.addr.eq(self.address), write.addr.eq(self.write.address),
+                     write.data.eq(self.write.data), write.en.eq(self.write.mask)]
+        m.d.sync += self.data.eq(read.data)
+        return m
