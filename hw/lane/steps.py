@@ -324,7 +324,7 @@ class Steps(wiring.Component):
             ahead = self.next
             m.d.comb += [
                 source.eq(ahead.constants), rows_then.eq(ahead.count), chunk_then.eq(0),
-                positions_then.eq(ahead.constants.chunked
+                positions_then.eq(ahead.constants.chunked & (ahead.count != 0)
                                   & (ahead.header[TILE_ROWS:TILE_ROWS + 4] != 0))]
             m.d.sync += [tile.valid.eq(1), done.eq(0), coded.eq(0), tiles_here.eq(tiles_here + 1)]
         with m.Elif(finished):
