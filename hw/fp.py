@@ -1,0 +1,327 @@
+"""fp32 operations as pipelines, equal to :mod:`alula.hw.numerics` to the bit.
+
+Numbers are raw 32-bit words. Operations round to nearest, ties to even, then flush: a subnormal
+result is a zero of its sign, a subnormal operand is taken for one, NaN is always ``NAN``. Each
+takes a new operand set every clock and answers its ``*_LATENCY`` clocks later.
+
+Operations take the :class:`~alula.hw.pipe.Pipe` that they extend and its values. Functions of
+plain signals, such as :func:`greater`, are combinational.
+"""
+
+import numpy as np
+from amaranth.hdl import Cat, Const, Mux, Value as Expression, signed
+from amaranth.lib import data, enum
+
+FLOAT = data.StructLayout({"fraction": 23, "exponent": 8, "sign": 1})
+HALF = data.StructLayout({"fraction": 10, "exponent": 5, "sign": 1})
+NAN = 0x7FC0_0000
+INFINITY = 0x7F80_0000
+BIAS = 127
+FULL = 255  # exponent field of infinities and NaNs
+
+MUL_LATENCY = 4
+ADD_LATENCY = 6
+FROM_INT_LATENCY = 4
+TO_INT_LATENCY = 3
+FROM_HALF_LATENCY = 1
+MAXIMUM_LATENCY = 1
+SCALE_LATENCY = 1
+DIV_LATENCY = 16
+
+_EXPONENT = signed(10)  # of a result, before it is known to be in range
+_QUOTIENT_BITS = 26  # one before the point, 24 that are kept and a guard
+_BITS_A_STAGE = 2  # of a quotient
+
+
+class Kind(enum.Enum, shape=2):
+    """What a result is, apart from its digits."""
+
+    NUMBER = 0
+    ZERO = 1
+    INFINITE = 2
+    NAN = 3
+
+
+def to_bits(number):
+    """Return the word of a number."""
+    return int(np.float32(number).view(np.uint32))
+
+
+def as_float(bits):
+    """Return a view of a word's ``fraction, exponent, sign``."""
+    return data.View(FLOAT, Expression.cast(bits))
+
+
+def negated(bits):
+    return Cat(bits[:31], ~bits[31])
+
+
+def magnitude(bits):
+    return Cat(bits[:31], Const(0, 1))
+
+
+def is_zero(bits):
+    return as_float(bits).exponent == 0
+
+
+def is_nan(bits):
+    x = as_float(bits)
+    return (x.exponent == FULL) & (x.fraction != 0)
+
+
+def is_infinite(bits):
+    x = as_float(bits)
+    return (x.exponent == FULL) & (x.fraction == 0)
+
+
+def order(bits):
+    """Return a signed number that orders words as their values; zeros are equal, NaN is highest.
+
+    A NaN must be ``NAN``.
+    """
+    x = as_float(bits)
+    low = bits[:31]
+    ordered = Mux(x.sign, ~low, low)
+    return Mux(x.exponent == 0, 0, Cat(ordered, x.sign)).as_signed()
+
+
+def greater(a, b):
+    """Return whether ``a > b``; false if either is NaN."""
+    return (order(a) > order(b)) & ~is_nan(a) & ~is_nan(b)
+
+
+def equal(a, b):
+    """Return whether ``a == b``; false if either is NaN."""
+    return (order(a) == order(b)) & ~is_nan(a)
+
+
+def _kind(nan, infinite, zero):
+    return Mux(nan, Kind.NAN, Mux(infinite, Kind.INFINITE, Mux(zero, Kind.ZERO, Kind.NUMBER)))
+
+
+def _round(p, sign, kind, exponent, significand, guard, sticky):
+    """Round a normalised significand of 24 bits, flush, and pack; one clock.
+
+    A guard with its sticky bit says what is left below the significand. A significand that rounds
+    up to a power of two carries into the exponent, which is why both are one sum.
+    """
+    def pack(sign, kind, exponent, significand, guard, sticky):
+        up = guard & (sticky | significand[0])
+        total = p.wire((Cat(significand[:23], exponent) + up)[:33].as_signed(), "rounded")
+        power = total[23:33].as_signed()
+        infinite = (kind == Kind.INFINITE.value) | ((kind == Kind.NUMBER.value) & (power >= FULL))
+        zero = (kind == Kind.ZERO.value) | (power <= 0)
+        packed = Mux(infinite, INFINITY, Mux(zero, 0, total[:31]))
+        return Mux(kind == Kind.NAN.value, NAN, Cat(packed[:31], sign))
+    return p.apply(pack, sign, kind, exponent, significand, guard, sticky, shape=32)
+
+
+def _normalize(p, sign, kind, exponent, bits):
+    """Shift leading zeros out of ``bits``, whose top bit has ``exponent``; then round. 3 clocks.
+
+    No bits at all give a zero of the sign.
+    """
+    steps = [1 << k for k in reversed(range((bits.signal.shape().width - 1).bit_length()))]
+
+    def shift(steps):
+        def run(exponent, bits):
+            for step in steps:
+                zeros = p.wire(~bits[-step:].any(), "zeros")
+                bits = p.wire(Mux(zeros, Cat(Const(0, step), bits[:-step]), bits), "shifted")
+                exponent = (exponent - Mux(zeros, step, 0))[:len(exponent)].as_signed()
+                exponent = p.wire(exponent, "exponent")
+            return exponent, bits
+        return run
+
+    exponent, bits = p.apply(shift(steps[:2]), exponent, bits)
+    exponent, bits = p.apply(shift(steps[2:]), exponent, bits)
+    parts = p.apply(lambda bits, kind: (
+        bits[-24:], bits[-25], bits[:-25].any(),
+        Mux((kind == Kind.NUMBER.value) & ~bits[-1], Kind.ZERO, kind)), bits, kind, latency=0)
+    significand, guard, sticky, kind = parts
+    return _round(p, sign, kind, exponent, significand, guard, sticky)
+
+
+def _keep_smallest(exponent, significand):
+    """Return whether a result just below the smallest normal number becomes it.
+
+    An exponent of 0 leaves 23 bits to a subnormal; if all 24 are ones, rounding them off carries.
+    """
+    return (exponent == 0) & significand.all()
+
+
+def multiply(p, a, b):
+    """Return ``a * b``."""
+    def unpack(a, b):
+        x, y = as_float(a), as_float(b)
+        zero = is_zero(a) | is_zero(b)
+        infinite = (x.exponent == FULL) | (y.exponent == FULL)
+        nan = is_nan(a) | is_nan(b) | (infinite & zero)
+        exponent = (x.exponent + y.exponent - BIAS)[:10].as_signed()
+        return x.sign ^ y.sign, _kind(nan, infinite, zero), exponent
+    sign, kind, exponent = p.apply(unpack, a, b)
+    # Two registers: those of a DSP slice's multiplier and of its adder.
+    product = p.apply(lambda a, b: Cat(a[:23], Const(1, 1)) * Cat(b[:23], Const(1, 1)), a, b,
+                      latency=2)
+
+    def normalize(product, exponent):
+        top = product[47]
+        significand = p.wire(Mux(top, product[24:48], product[23:47]), "significand")
+        power = p.wire((exponent + top)[:10].as_signed(), "power")
+        keep = p.wire(_keep_smallest(power, significand), "keep")
+        guard = Mux(top, product[23], product[22]) | keep
+        sticky = product[:22].any() | (top & product[22]) | keep
+        return power, significand, guard, sticky
+    return _round(p, sign, kind, *p.apply(normalize, product, exponent))
+
+
+def add(p, a, b):
+    """Return ``a + b``."""
+    def swap(a, b):
+        less = p.wire(a[:31] < b[:31], "less")
+        big, small = (p.wire(Mux(less, *pair), name)
+                      for pair, name in (((b, a), "big"), ((a, b), "small")))
+        x, y = as_float(a), as_float(b)
+        apart = p.wire(Mux(less, y.exponent - x.exponent, x.exponent - y.exponent)[:8], "apart")
+        nan = is_nan(a) | is_nan(b) | (is_infinite(a) & is_infinite(b) & (x.sign ^ y.sign))
+        infinite = (x.exponent == FULL) | (y.exponent == FULL)
+        big, small = as_float(big), as_float(small)
+        return (big.sign, x.sign ^ y.sign, _kind(nan, infinite, Const(0, 1)), big.exponent,
+                _significand(big), _significand(small), Mux(apart[5:].any(), 31, apart[:5]))
+    sign, subtract, kind, exponent, big, small, apart = p.apply(swap, a, b)
+
+    def align(small, apart):
+        wide = Cat(Const(0, 2), small)
+        lost = ~(Const((1 << 26) - 1, 26) << apart)[:26]
+        return Cat((wide & lost).any(), (wide >> apart)[:26], Const(0, 1))
+    small = p.apply(align, small, apart)
+
+    def total(big, small, subtract):
+        # One carry chain for both: the complement's 1 is its carry in.
+        return (Cat(Const(0, 3), big) + (small ^ subtract.replicate(28)) + subtract)[:28]
+    bits = p.apply(total, big, small, subtract)
+    # The top bit is the carry's, one above the exponent's. What cancels to nothing is +0.
+    exponent = p.apply(lambda e: (e + 1).as_signed(), exponent, shape=_EXPONENT)
+    sign = p.apply(lambda sign, subtract, bits: sign & ~(subtract & ~bits.any()),
+                   sign, subtract, bits)
+    return _normalize(p, sign, kind, exponent, bits)
+
+
+def _significand(x):
+    return Mux(x.exponent == 0, 0, Cat(x.fraction, Const(1, 1)))
+
+
+def divide(p, a, b):
+    """Return ``a / b``, a bit pair of the quotient a stage."""
+    def unpack(a, b):
+        x, y = as_float(a), as_float(b)
+        infinite, zero = (x.exponent == FULL) | is_zero(b), is_zero(a) | (y.exponent == FULL)
+        nan = is_nan(a) | is_nan(b) | (is_zero(a) & is_zero(b)) | (
+            (x.exponent == FULL) & (y.exponent == FULL))
+        exponent = (x.exponent - y.exponent + BIAS)[:10].as_signed()
+        return (x.sign ^ y.sign, _kind(nan, infinite, zero), exponent,
+                Cat(x.fraction, Const(1, 1), Const(0, 1)), Cat(y.fraction, Const(1, 1)))
+    sign, kind, exponent, rest, divisor = p.apply(unpack, a, b)
+    quotient = None
+
+    def digits(rest, divisor, quotient=None):
+        found = []
+        for _ in range(_BITS_A_STAGE):
+            less = p.wire(rest - divisor, "less")
+            found.insert(0, ~less[-1])
+            rest = p.wire(Cat(Const(0, 1), Mux(less[-1], rest, less)[:24]), "rest")
+        return rest, Cat(*found) if quotient is None else Cat(*found, quotient)
+    for _ in range(_QUOTIENT_BITS // _BITS_A_STAGE):
+        parts = (rest, divisor) if quotient is None else (rest, divisor, quotient)
+        rest, quotient = p.apply(digits, *parts)
+
+    def normalize(quotient, rest, exponent):
+        top = quotient[25]
+        significand = p.wire(Mux(top, quotient[2:26], quotient[1:25]), "significand")
+        power = p.wire((exponent - ~top)[:10].as_signed(), "power")
+        keep = p.wire(_keep_smallest(power, significand), "keep")
+        guard = Mux(top, quotient[1], quotient[0]) | keep
+        sticky = rest.any() | (top & quotient[0]) | keep
+        return power, significand, guard, sticky
+    return _round(p, sign, kind, *p.apply(normalize, quotient, rest, exponent))
+
+
+def from_int(p, n):
+    """Return a signed integer of at most 32 bits, rounded to fp32; -2**31 too."""
+    width = n.signal.shape().width
+    sign = p.apply(lambda n: n[-1], n)
+    bits = p.apply(lambda n: Cat(Const(0, 32 - width), Mux(n[-1], -n, n)[:width]), n)
+    return _normalize(p, sign, p.literal(Kind.NUMBER.value, 2),
+                      p.literal(BIAS + width - 1, _EXPONENT), bits)
+
+
+def to_int(p, x, low, high):
+    """Return ``x`` rounded to an integer, ties to even, within ``[low, high]``; NaN gives 0.
+
+    ``low`` is at most 0, ``high`` at least 0; below 2**22 in magnitude.
+    """
+    width = max(-low, high).bit_length()
+    most = BIAS + width - 1  # exponent of the largest numbers that are not clipped
+
+    def place(bits):
+        x = as_float(bits)
+        away = p.wire(most - x.exponent, "away")  # negative: too large
+        shift = Mux(away > width, width + 1, away)[:(width + 1).bit_length()]
+        return x.sign, is_nan(bits), away < 0, shift, Cat(x.fraction, ~is_zero(bits))
+    sign, nan, large, shift, bits = p.apply(place, x)
+
+    def cut(bits, shift):
+        wide = p.wire(Cat(Const(0, width + 1), bits) >> shift, "wide")
+        whole, rest = wide[-width:], wide[:-width]
+        return whole, rest[-1] & (rest[:-1].any() | whole[0])
+    whole, up = p.apply(cut, bits, shift)
+
+    def clip(sign, nan, large, whole, up):
+        size = p.wire(whole + up, "size")
+        most = Mux(sign, -low, high)
+        size = Mux(nan, 0, Mux(large | (size > most), most, size))
+        return Mux(sign, -size, size)
+    shape = signed(width + 1) if low < 0 else width
+    return p.apply(clip, sign, nan, large, whole, up, shape=shape)
+
+
+def from_half(p, half):
+    """Return an fp16 word as fp32, exactly: fp16 subnormals are normal fp32 numbers."""
+    def widen(bits):
+        x = data.View(HALF, bits)
+        fraction, exponent = x.fraction, Const(BIAS - 15 + 1, 8)
+        for step in (8, 4, 2, 1):  # what a subnormal must be shifted for its top bit to leave
+            zeros = p.wire(~fraction[-step:].any(), "zeros")
+            fraction = p.wire(Mux(zeros, fraction << step, fraction)[:10], "fraction")
+            exponent = p.wire((exponent - Mux(zeros, step, 0))[:8], "exponent")
+        small = Cat(Const(0, 14), fraction[:9], (exponent - 1)[:8])
+        subnormal = Mux(x.fraction == 0, 0, small)
+        normal = Cat(Const(0, 13), x.fraction, (x.exponent + (BIAS - 15))[:8])
+        special = Mux(x.fraction == 0, INFINITY, NAN)
+        size = Mux(x.exponent == 0, subnormal, Mux(x.exponent == 31, special, normal))
+        return Cat(size[:31], x.sign & ~((x.exponent == 31) & (x.fraction != 0)))
+    return p.apply(widen, half, shape=32)
+
+
+def maximum(p, a, b):
+    """Return the larger of two words, NaN if either is; of zeros ``a``."""
+    def choose(a, b):
+        chosen = p.wire(Mux(is_nan(a) | (~is_nan(b) & (order(a) >= order(b))), a, b), "chosen")
+        return Cat(Mux(is_zero(chosen), 0, chosen[:31]), chosen[31])
+    return p.apply(choose, a, b)
+
+
+def scale_by_power(p, x, power):
+    """Return ``x * 2**power`` for a signed ``power``; out of range gives zero or infinity."""
+    def scale(bits, power):
+        x = as_float(bits)
+        new = p.wire(x.exponent + power, "exponent")
+        size = Mux((new <= 0) | is_zero(bits), 0,
+                   Mux(new >= FULL, INFINITY, Cat(x.fraction, new[:8])))
+        return Mux(x.exponent == FULL, bits, Cat(size[:31], x.sign))
+    return p.apply(scale, x, power, shape=32)
+
+
+def constant(number):
+    """Return a word as a constant for combinational use."""
+    return Const(to_bits(number), 32)
