@@ -55,6 +55,8 @@ def mixed(generator, rows, cols, bits, group, beat, exponent=0, uniform=None):
         dict(kept=kept, dropped=dropped, asymmetric=asymmetric)
         for kept in (0, 4, 8, 12) for dropped in (0, 0.6, 1) for asymmetric in (False, True)]
     groups = -(-cols // group)
+    if not rows:
+        return Weights(0, groups, group, beat, np.zeros(0, np.uint8))
     parts = []
     for _ in range(groups):
         kind = kinds[generator.integers(len(kinds))]

@@ -1,6 +1,6 @@
 """Scale the exact sums of a lane's chain and add them up in fp32. Ref: ``numerics.linear``."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -73,7 +73,7 @@ class ScaleAccumulate(wiring.Component):
         p = Pipe(m)
         tag = p.input(self.tag.as_value())
         valid = p.input(self.valid, reset=True)
-        numbers = self._exact(p, tag)  # of each row, both tokens
+        numbers = self._exact(p, tag, valid)  # of each row, both tokens
         terms, stage = [], None
         for row in range(shape.rows):
             half = p.apply(lambda tag, row=row: self._tag(tag).scales.word_select(row, 16), tag,
@@ -90,7 +90,7 @@ class ScaleAccumulate(wiring.Component):
     def _tag(self, bits):
         return data.View(tag_layout(self.shape), bits)
 
-    def _exact(self, p, tag):
+    def _exact(self, p, tag, valid):
         """Return the integer sums: a row's own part of the tree, over its chunks."""
         m, shape = self.m, self.shape
         top = shape.half_windows.bit_length() - 1
@@ -124,7 +124,7 @@ class ScaleAccumulate(wiring.Component):
             m.d.comb += total.eq(sums[0][token] + Mux(here.chunk == 0, 0, before))
             totals.append(total)
         m.d.comb += [write.addr.eq(here.pair), read.addr.eq(here.pair),
-                     write.data.eq(Cat(totals)), write.en.eq(1)]
+                     write.data.eq(Cat(totals)), write.en.eq(p.at(valid, 1))]
         sums[0] = totals
         return [[p.delay(p.input(total, 1), 1) for total in pair] for pair in sums]
 
@@ -139,7 +139,9 @@ class ScaleAccumulate(wiring.Component):
         totals = []
         for row in range(shape.rows):
             number = here.rows.word_select(row, 4)
-            both = Mux(here.fresh[row], 0, read.data.word_select(number, 64))
+            both = Signal(64, name=f"before_{row}")
+            m.d.comb += both.eq(Mux(here.fresh[row], 0, Array(read.data[64 * at:64 * at + 64]
+                                                              for at in range(TILE_ROWS))[number]))
             for token in range(2):
                 before = p.apply(lambda both, token=token: both[32 * token:32 * token + 32],
                                  p.input(both, stage - 1))
@@ -148,13 +150,17 @@ class ScaleAccumulate(wiring.Component):
         here, writes = self._tag(p.at(tag, stage)), p.at(valid, stage)
         values = [p.at(total, stage) for total in totals]
         m.d.comb += write.addr.eq(Cat(here.pair, here.bank))
+        there = Signal(shape.rows)
+        m.d.comb += there.eq(Cat(writes & here.last_chunk & (row < here.count)
+                                 for row in range(shape.rows)))
         for number in range(TILE_ROWS):
-            hits = [writes & here.last_chunk & (row < here.count)
-                    & (here.rows.word_select(row, 4) == number) for row in range(shape.rows)]
-            chosen = 0
-            for row, hit in enumerate(hits):
-                chosen = chosen | (Cat(values[2 * row:2 * row + 2]) & hit.replicate(64))
-            m.d.comb += [write.en[number].eq(Cat(hits).any()),
+            hits = Signal(shape.rows, name=f"hits_{number}")
+            m.d.comb += hits.eq(Cat(there[row] & (here.rows.word_select(row, 4) == number)
+                                    for row in range(shape.rows)))
+            chosen = Const(0, 64)
+            for row in range(shape.rows):
+                chosen = chosen | Mux(hits[row], Cat(values[2 * row:2 * row + 2]), 0)
+            m.d.comb += [write.en[number].eq(hits.any()),
                          write.data.word_select(number, 64).eq(chosen)]
         self._drain(drain, writes & here.end_of_strip, here)
 
@@ -176,10 +182,12 @@ class ScaleAccumulate(wiring.Component):
             self.drained.eq(results.valid & results.ready & final),
             port.addr.eq(Cat(token[1:][:len(port.addr) - 1], bank)),
         ]
-        values = []
+        values, there = [], Signal(TILE_ROWS)
+        m.d.comb += there.eq(Array(touched)[bank])
         for at in range(BLOCK):
-            value = port.data[64 * at:64 * at + 64].word_select(token[0], 32)
-            values.append(value & Array(touched)[bank][at].replicate(32))
+            value = Mux(token[0], port.data[64 * at + 32:64 * at + 64],
+                        port.data[64 * at:64 * at + 32])
+            values.append(Mux(there[at], value, 0))
         with m.If(go):
             m.d.sync += [
                 middle.row.eq(token), middle.block.eq(block), middle.word.eq(word),

@@ -105,7 +105,7 @@ class Prefetch(wiring.Component):
         is_pages = fetch.kind == Load.PAGES
         m.d.comb += [
             # What is asked for and not released stays below a ring, so the difference is exact.
-            room.eq(self.depth - (asked - self.release)),
+            room.eq(self.depth - (asked - self.release)[:len(asked)]),
             left.eq(fetch.beats - through),
             size.eq(Mux(is_pages, self.page_requests.payload.beats,
                         Mux(left < self.piece, left, self.piece))),

@@ -163,8 +163,6 @@ async def every_format(dut, group, stall):
             cols = some * group - 5
             exponent = int(bench.random.integers(-20, 5))
             weights = mixed(bench.random, rows, cols, bits, group, beat, exponent)
-            if not rows:
-                weights.data = weights.data[:0]
             bench.target += 8
             step = min(group, slots) // 16
             bench.add(weights, cols, exponent, step * int(bench.random.integers(0, 4)))
