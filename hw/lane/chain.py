@@ -1,0 +1,115 @@
+"""A lane's multipliers: cascades of eight DSP slices and an adder tree behind them."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from alula.hw.lane import slice as dsp
+from alula.hw.lane.delay import delayed
+from alula.hw.lane.shape import LaneShape
+from alula.hw.lane.slice import Add, DspSlice
+
+CASCADE = 8  # slices of a half-window: 8 * 127 * 255 < 2**18, so a low sum does not run over
+OWN_BITS = 24
+TAP_BITS = 19  # of a half-window's sum; a level of the tree has one more
+OWN_LATENCY = dsp.LATENCY  # of slice 0 of each half-window; slice k is k clocks later
+
+
+def tap_latency(level):
+    """Return the clocks from operands to the sums of ``2**level`` neighbouring half-windows."""
+    return dsp.LATENCY + CASCADE - 1 + 1 + level
+
+
+def tap_bits(level):
+    return TAP_BITS + 1 + level
+
+
+def taps_layout(shape):
+    """Return the layout of the tree's sums: of each level, all low ones, then all high ones."""
+    count = shape.half_windows
+    return data.StructLayout({f"level_{level}": 2 * (count >> level) * tap_bits(level)
+                              for level in range(count.bit_length())})
+
+
+class Chain(wiring.Component):
+    """Multiply each slot's weight by two operands, and add up.
+
+    Members
+    -------
+    weights, lo, hi : ``In``
+        9, 9 and 8 bits of each slot, signed, slot 0 lowest.
+    accumulate : ``In(1)``
+        0: sums run along half-windows; 1: each slice adds to its own sum.
+    valid, first : ``In(1)``
+        Only for ``accumulate``: without ``valid`` own sums stay; with ``first`` they start anew.
+    taps : ``Out``
+        For each level of the tree, ``tap_latency(level)`` clocks after the operands, the sums of
+        ``2**level`` neighbouring half-windows: all of ``lo * weight``, then all of ``hi * weight``.
+    own : ``Out(24 * slots)``
+        Each slice's own sum of ``lo * weight``. Slot ``s`` has it ``OWN_LATENCY + s % 8`` clocks
+        after the operands, and while ``valid`` is low after that.
+    """
+
+    def __init__(self, arch, primitive=False):
+        self.shape, self.primitive = LaneShape(arch), primitive
+        slots, count = self.shape.slots, self.shape.half_windows
+        self.levels = count.bit_length()
+        super().__init__({
+            "weights": In(9 * slots), "lo": In(9 * slots), "hi": In(8 * slots),
+            "accumulate": In(1), "valid": In(1), "first": In(1),
+            "taps": Out(taps_layout(self.shape)), "own": Out(OWN_BITS * slots)})
+
+    def elaborate(self, platform):
+        m = Module()
+        sums = [None] * self.shape.half_windows
+        own = [None] * self.shape.slots
+        for k in range(CASCADE):
+            operands = [self._column(m, part, bits, k)
+                        for part, bits in ((self.weights, 9), (self.lo, 9), (self.hi, 8))]
+            add = Signal(Add, name=f"add_{k}")
+            m.d.comb += add.eq(Mux(
+                self.accumulate,
+                Mux(self.valid, Mux(self.first, Add.NOTHING, Add.OWN), Add.HOLD),
+                Add.CASCADE if k else Add.NOTHING))
+            add = delayed(m, add, k)
+            for j in range(self.shape.half_windows):
+                m.submodules[f"slice_{j}_{k}"] = cell = DspSlice(self.primitive)
+                weight, lo, hi = (part[bits * j:bits * (j + 1)]
+                                  for part, bits in zip(operands, (9, 9, 8), strict=True))
+                m.d.comb += [cell.b.eq(weight), cell.lo.eq(lo), cell.hi.eq(hi), cell.add.eq(add)]
+                if k:
+                    m.d.comb += cell.cascade.eq(sums[j])
+                sums[j] = cell.sum
+                own[CASCADE * j + k] = cell.sum[:OWN_BITS]
+        m.d.comb += self.own.eq(Cat(own))
+        self._tree(m, sums)
+        return m
+
+    def _column(self, m, value, bits, k):
+        """Return slot ``k`` of each half-window, ``k`` clocks later."""
+        column = Cat(value[bits * slot:bits * (slot + 1)]
+                     for slot in range(k, self.shape.slots, CASCADE))
+        held = Signal(len(column), name=f"column_{k}")
+        m.d.comb += held.eq(column)
+        return delayed(m, held, k)
+
+    def _tree(self, m, sums):
+        low, high = [], []
+        for j, total in enumerate(sums):
+            bits = tap_bits(0)
+            low.append(Signal(signed(bits), name=f"low_0_{j}", reset_less=True))
+            high.append(Signal(signed(bits), name=f"high_0_{j}", reset_less=True))
+            # The low sum's sign borrows from the high one.
+            shift = dsp.HIGH_SHIFT
+            m.d.sync += [low[j].eq(total[:shift].as_signed()),
+                         high[j].eq(total[shift:shift + bits].as_signed() + total[shift - 1])]
+        for level in range(self.levels):
+            m.d.comb += self.taps[f"level_{level}"].eq(Cat(low, high))
+            low, high = ([self._sum(m, level + 1, *pair)
+                          for pair in zip(part[::2], part[1::2], strict=True)]
+                         if level + 1 < self.levels else part for part in (low, high))
+
+    def _sum(self, m, level, a, b):
+        total = Signal(signed(tap_bits(level)), name=f"sum_{level}", reset_less=True)
+        m.d.sync += total.eq(a + b)
+        return total

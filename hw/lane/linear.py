@@ -1,0 +1,229 @@
+"""The controller of a lane's share of a matrix product."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from alula.hw import isa
+from alula.hw.formats import COMMAND_BITS, instruction_layout
+from alula.hw.isa import BLOCK, TILE_ROWS
+from alula.hw.lane.accumulate import DISTANCE, EXPONENT_BITS, STRIP_BANKS, tag_layout
+from alula.hw.lane.activation import BLOCK_BITS, READ_LATENCY
+from alula.hw.lane.chain import tap_latency
+from alula.hw.lane.delay import Delay, delayed, delayed_flag
+from alula.hw.lane.shape import LaneShape
+from alula.hw.lane.steps import START
+
+DESCRIPTOR = data.StructLayout({"exponent": signed(EXPONENT_BITS), "strips": 24, "beats": 24})
+READ = 1 + READ_LATENCY  # clocks from an issue to its activations
+SELECT = READ + 2  # to the chain's operands
+
+
+class LinearUnit(wiring.Component):
+    """Take bundles, give the chain its operands, and tell the accumulators what comes out.
+
+    A bundle and a pair of tokens go out in a clock. The chain, the activation buffer and the
+    accumulators are outside; their latencies are fixed.
+
+    Members
+    -------
+    command : ``In(stream of isa.Linear)``
+        The next begins when the one before is done.
+    tokens : ``In(7)``
+        Rows of the step, at least 1.
+    lane : ``In(6)``
+    streams : ``In(stream of DESCRIPTOR)``
+    start, fetch : ``Out(stream)``
+        What the unpacker is to unpack, and the beats that it is to get.
+    bundles : ``In(stream)``
+    pair, word, block : ``Out``; even, odd, even_scale, odd_scale : ``In``
+        The activation buffer's.
+    valid, weights, lo, hi : ``Out``
+        The chain's operands.
+    tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
+        For :class:`ScaleAccumulate`.
+    done : ``Out(1)``
+        High for a clock when the consumer has taken all results of a command.
+    """
+
+    def __init__(self, arch):
+        self.arch, self.shape = arch, LaneShape(arch)
+        shape = self.shape
+        slots = shape.slots
+        super().__init__({
+            "command": In(stream.Signature(COMMAND_BITS)), "tokens": In(7), "lane": In(6),
+            "streams": In(stream.Signature(DESCRIPTOR)),
+            "start": Out(stream.Signature(START)), "fetch": Out(stream.Signature(24)),
+            "bundles": In(stream.Signature(shape.bundle_layout())),
+            "pair": Out(range(max(2, shape.pairs))), "word": Out(BLOCK_BITS),
+            "block": Out(BLOCK_BITS),
+            "even": In(8 * slots), "odd": In(8 * slots), "even_scale": In(32),
+            "odd_scale": In(32),
+            "valid": Out(1), "weights": Out(9 * slots), "lo": Out(9 * slots), "hi": Out(8 * slots),
+            "tag_valid": Out(1), "tag": Out(tag_layout(shape)), "scales": Out(64),
+            "begin": Out(1), "first": Out(16), "exponent": Out(signed(EXPONENT_BITS)),
+            "drained": In(1), "done": Out(1)})
+
+    def elaborate(self, platform):
+        self.m = m = Module()
+        self.issue, self.tag_now = Signal(), Signal(tag_layout(self.shape))
+        self.tile_block, self.source = Signal(BLOCK_BITS), Signal(BLOCK_BITS)
+        self.group_log2 = Signal(4)
+        self._control()
+        self._issue()
+        self._read()
+        self._select()
+        self._tags()
+        return m
+
+    def _control(self):
+        """Take a command and its stream, set the others going, and wait for the results."""
+        m = self.m
+        command = data.View(instruction_layout(isa.Linear), self.command.payload)
+        stream_ = self.streams.payload
+        groups, strips, beats = Signal(15), Signal(24), Signal(24)
+        started, fetched = Signal(), Signal()
+        self.bank, self.undrained = Signal(), Signal(range(STRIP_BANKS + 1))
+        self.ended = Signal()  # a strip's last operands are issued
+        m.d.comb += [
+            self.start.payload.groups.eq(groups), self.start.payload.strips.eq(strips),
+            self.start.payload.group_log2.eq(self.group_log2), self.fetch.payload.eq(beats)]
+        m.d.sync += self.undrained.eq(self.undrained + self.ended - self.drained)
+        with m.FSM():
+            with m.State("IDLE"):
+                both = self.command.valid & self.streams.valid
+                m.d.comb += [self.command.ready.eq(both), self.streams.ready.eq(both)]
+                m.d.sync += [
+                    self.group_log2.eq(command.group_log2), self.source.eq(command.source),
+                    self.tile_block.eq(command.source),
+                    groups.eq((command.inputs + (1 << command.group_log2) - 1)
+                              >> command.group_log2),
+                    strips.eq(stream_.strips), beats.eq(stream_.beats),
+                    self.exponent.eq(stream_.exponent),
+                    self.first.eq(command.target + self.lane), self.bank.eq(0)]
+                with m.If(both):
+                    m.next = "START"
+            with m.State("START"):
+                m.d.comb += [self.start.valid.eq(~started & (strips != 0)),
+                             self.fetch.valid.eq(~fetched & (strips != 0)), self.begin.eq(1)]
+                start = started | (self.start.valid & self.start.ready)
+                fetch = fetched | (self.fetch.valid & self.fetch.ready)
+                m.d.sync += [started.eq(start), fetched.eq(fetch)]
+                with m.If((start & fetch) | (strips == 0)):
+                    m.d.sync += [started.eq(0), fetched.eq(0)]
+                    m.next = "RUN"
+            with m.State("RUN"):
+                m.d.comb += self.done.eq(strips == 0)
+                with m.If(self.drained):
+                    m.d.sync += strips.eq(strips - 1)
+                    m.d.comb += self.done.eq(strips == 1)
+                with m.If(self.done):
+                    m.next = "IDLE"
+
+    def _issue(self):
+        """Decide what goes out, one bundle and pair at a time, and update what it leaves behind."""
+        m, shape, bundle, tag = self.m, self.shape, self.bundles.payload, self.tag_now
+        pair = Signal(range(max(2, shape.pairs)))
+        touched, mask = Signal(TILE_ROWS), Signal(TILE_ROWS)
+        advance, stall = Signal(), Signal()
+        rows = [bundle.rows.word_select(row, 4) for row in range(shape.rows)]
+        marks = 0
+        for row, number in enumerate(rows):
+            marks = marks | Mux(row < bundle.count, 1 << number, 0)
+        busy = []  # (pair, rows) of the accumulators that additions under way will change
+        before_pair, before_mask = pair, Signal(TILE_ROWS)
+        m.d.comb += before_mask.eq(Mux(self.issue & bundle.last_chunk, mask, 0))
+        for _ in range(DISTANCE - 1):
+            later_pair, later_mask = Signal.like(pair, reset_less=True), Signal(TILE_ROWS)
+            m.d.sync += [later_pair.eq(before_pair), later_mask.eq(before_mask)]
+            busy.append((later_pair == pair) & (later_mask & mask).any())
+            before_pair, before_mask = later_pair, later_mask
+        last_pair = (pair << 1) + 2 >= self.tokens
+        m.d.comb += [
+            mask.eq(marks), stall.eq(Cat(busy).any() & bundle.last_chunk),
+            self.issue.eq(self.bundles.valid & ~stall & (self.undrained != STRIP_BANKS)),
+            advance.eq(self.issue & (last_pair | (bundle.count == 0))),
+            self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip),
+            tag.pair.eq(pair), tag.bank.eq(self.bank), tag.end_of_strip.eq(self.ended),
+            tag.touched.eq(touched | mask),
+            tag.fresh.eq(Cat(~(touched >> number)[0] for number in rows))]
+        m.d.comb += [tag[name].eq(bundle[name]) for name in (
+            "rows_log2", "count", "rows", "scales", "chunk", "last_chunk")]
+        with m.If(self.issue):
+            m.d.sync += pair.eq(pair + 1)
+        with m.If(advance):
+            m.d.sync += pair.eq(0)
+            with m.If(bundle.last_chunk):
+                m.d.sync += touched.eq(touched | mask)
+            with m.If(bundle.last_of_tile):
+                m.d.sync += self.tile_block.eq(
+                    self.tile_block + (1 << (self.group_log2 - (BLOCK - 1).bit_length())[:3]))
+            with m.If(bundle.end_of_strip):
+                m.d.sync += [touched.eq(0), self.bank.eq(self.bank + 1),
+                             self.tile_block.eq(self.source)]
+        self.now_pair = pair
+
+    def _read(self):
+        m = self.m
+        word_log2 = (self.shape.slots // BLOCK).bit_length() - 1
+        m.d.sync += [
+            self.pair.eq(self.now_pair), self.block.eq(self.tile_block),
+            self.word.eq((self.tile_block >> word_log2) + self.bundles.payload.chunk)]
+
+    def _select(self):
+        """Give each slot the inputs of its weight, from both tokens."""
+        m, shape, bundle = self.m, self.shape, self.bundles.payload
+        word_log2 = (shape.slots // BLOCK).bit_length() - 1
+        offset = delayed(m, self.tile_block[:word_log2], READ)
+        shared = delayed(m, bundle.shared, READ + 1)
+        selects = delayed(m, bundle.selects, READ + 1)
+        m.d.comb += [self.weights.eq(delayed(m, bundle.weights, SELECT)),
+                     self.valid.eq(delayed_flag(m, self.issue, SELECT))]
+        for name, source, out, bits in (("even", self.even, self.lo, 9),
+                                        ("odd", self.odd, self.hi, 8)):
+            repeated = Signal(8 * shape.slots, name=f"{name}_repeated", reset_less=True)
+            m.d.sync += repeated.eq(self._repeated(source, offset))
+            window_bits = 8 * BLOCK
+            chosen = []
+            for j in range(shape.half_windows):
+                window = Signal(window_bits, name=f"{name}_window_{j}")
+                narrow, wide = j // 2, j % (shape.half_windows // 2)
+                m.d.comb += window.eq(Mux(shared, repeated.word_select(narrow, window_bits),
+                                          repeated.word_select(wide, window_bits)))
+                for slot in range(8 * j, 8 * j + 8):
+                    select = selects[4 * slot:4 * slot + 4]
+                    half = Mux(select[3], window[64:], window[:64])  # 64 bits simulate fast
+                    code = Signal(signed(8), name=f"{name}_{slot}")
+                    m.d.comb += code.eq(half.word_select(select[:3], 8))
+                    chosen.append(Cat(code, code[-1])[:bits])
+            operands = Signal(bits * shape.slots, name=f"{name}_operands", reset_less=True)
+            m.d.sync += operands.eq(Cat(chosen))
+            m.d.comb += out.eq(operands)
+
+    def _repeated(self, word, offset):
+        """Return a word of windows in which a group shorter than it is repeated from its start."""
+        windows = self.shape.slots // BLOCK
+        parts = [word[8 * BLOCK * at:8 * BLOCK * (at + 1)] for at in range(windows)]
+        size = windows // 2
+        while size:
+            short = self.group_log2 <= (size * BLOCK).bit_length() - 1
+            upper = offset[size.bit_length() - 1]
+            after = []
+            for at, part in enumerate(parts):
+                other = parts[at ^ size]
+                swap = short & (~upper if at & size else upper)
+                after.append(Mux(swap, other, part))
+            parts, size = after, size // 2
+        return Cat(parts)
+
+    def _tags(self):
+        """Send what belongs to the sums along with them."""
+        m = self.m
+        top = self.shape.half_windows.bit_length() - 1
+        clocks = SELECT + tap_latency(top)
+        m.submodules.tags = tags = Delay(len(self.tag.as_value()), clocks)
+        m.submodules.scale_delay = scales = Delay(64, clocks - READ)
+        m.d.comb += [
+            tags.i.eq(self.tag_now.as_value()), self.tag.as_value().eq(tags.o),
+            scales.i.eq(Cat(self.even_scale, self.odd_scale)), self.scales.eq(scales.o),
+            self.tag_valid.eq(delayed_flag(m, self.issue, clocks))]

@@ -1,0 +1,115 @@
+"""One DSP slice: two multiplies that share an operand, and an adder that cascades or accumulates."""
+
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed
+from amaranth.lib import enum, wiring
+from amaranth.lib.wiring import In, Out
+
+HIGH_SHIFT = 19  # of ``hi`` in the shared product
+SUM_BITS = 48
+LATENCY = 4  # from operands to ``sum``
+
+
+class Add(enum.Enum, shape=2):
+    """What the product is added to."""
+
+    NOTHING = 0
+    CASCADE = 1  # the neighbour's sum
+    OWN = 2  # the slice's own last sum
+    HOLD = 3  # the own last sum stays, without the product
+
+
+class DspSlice(wiring.Component):
+    """Compute ``sum = (hi * 2**19 + lo) * b + (0, the cascade or the last sum)``.
+
+    ``hi`` must not be -128 where ``lo`` is negative: the slice's pre-adder has 27 bits, and codes
+    are symmetric.
+
+    Parameters
+    ----------
+    primitive
+        Instantiate a DSP48E2 instead of portable arithmetic; the sums are the same.
+
+    Members
+    -------
+    lo, hi, b : ``In``
+        9, 8 and 9 bits, signed.
+    add : ``In(Add)``
+        Belongs to the operands of the same clock.
+    cascade : ``In(48)``
+        A neighbour's ``sum``, as it is ``LATENCY - 1`` clocks after the operands: that of operands
+        a clock earlier than these.
+    sum : ``Out(signed(48))``
+        ``LATENCY`` clocks after the operands.
+    """
+
+    def __init__(self, primitive=False):
+        self.primitive = primitive
+        super().__init__({
+            "lo": In(signed(9)), "hi": In(signed(8)), "b": In(signed(9)), "add": In(Add),
+            "cascade": In(signed(SUM_BITS)), "sum": Out(signed(SUM_BITS))})
+
+    def elaborate(self, platform):
+        m = Module()
+        # OPMODE has one register of its own, and counts when the product is in M.
+        add, last = Signal(Add, reset_less=True), Signal(Add, reset_less=True)
+        m.d.sync += [add.eq(self.add), last.eq(add)]
+        if self.primitive:
+            self._primitive(m, last)
+        else:
+            self._portable(m, last)
+        return m
+
+    def _portable(self, m, add):
+        lo, hi, b = (Signal.like(part, reset_less=True) for part in (self.lo, self.hi, self.b))
+        later = Signal(signed(9), reset_less=True)
+        joined = Signal(signed(27), reset_less=True)
+        product, mode = Signal(signed(36), reset_less=True), Signal(Add, reset_less=True)
+        base = Signal(signed(SUM_BITS))
+        with m.Switch(mode):
+            with m.Case(Add.CASCADE):
+                m.d.comb += base.eq(self.cascade)
+            with m.Case(Add.OWN, Add.HOLD):
+                m.d.comb += base.eq(self.sum)
+        m.d.sync += [
+            lo.eq(self.lo), hi.eq(self.hi), b.eq(self.b),
+            joined.eq((hi << HIGH_SHIFT) + lo), later.eq(b),
+            product.eq(joined * later), mode.eq(add),
+            self.sum.eq(base + Mux(mode == Add.HOLD, 0, product)),
+        ]
+
+    def _primitive(self, m, add):
+        # Ref: AMD UG579, UltraScale Architecture DSP Slice. OPMODE: tables of the X, Y, Z and W
+        # multiplexers; X = Y = M is X=01, Y=01; Z: 000 zero, 001 PCIN, 010 P.
+        opmode = Signal(9)
+        with m.Switch(add):
+            with m.Case(Add.NOTHING):
+                m.d.comb += opmode.eq(0b00_000_01_01)
+            with m.Case(Add.CASCADE):
+                m.d.comb += opmode.eq(0b00_001_01_01)
+            with m.Case(Add.OWN):
+                m.d.comb += opmode.eq(0b00_010_01_01)
+            with m.Case(Add.HOLD):
+                m.d.comb += opmode.eq(0b00_010_00_00)
+        a = Cat(Const(0, HIGH_SHIFT), self.hi, self.hi[-1].replicate(3))  # 30 bits
+        clock = ClockSignal()
+        m.submodules.dsp = Instance(
+            "DSP48E2",
+            # Registers: A1, D, then AD; B1, B2; M; P. "Simplified DSP48E2 Slice Operation".
+            p_AREG=1, p_ACASCREG=1, p_DREG=1, p_ADREG=1, p_BREG=2, p_BCASCREG=2, p_CREG=1,
+            p_MREG=1, p_PREG=1, p_OPMODEREG=1, p_INMODEREG=0, p_ALUMODEREG=0, p_CARRYINREG=0,
+            p_CARRYINSELREG=0, p_AMULTSEL="AD", p_BMULTSEL="B", p_PREADDINSEL="A",
+            p_A_INPUT="DIRECT", p_B_INPUT="DIRECT", p_USE_MULT="MULTIPLY", p_USE_SIMD="ONE48",
+            p_USE_WIDEXOR="FALSE", p_USE_PATTERN_DETECT="NO_PATDET",
+            i_CLK=clock, i_A=a, i_D=Cat(self.lo, self.lo[-1].replicate(18)),
+            i_B=Cat(self.b, self.b[-1].replicate(9)), i_C=Const(0, 48),
+            # INMODE (table "INMODE Functions"): bit 2 adds D to A2, which AREG=1 makes the only A.
+            i_INMODE=Const(0b00100, 5), i_OPMODE=opmode, i_ALUMODE=Const(0, 4),
+            i_CARRYIN=Const(0, 1), i_CARRYINSEL=Const(0, 3),
+            i_PCIN=self.cascade, i_ACIN=Const(0, 30), i_BCIN=Const(0, 18),
+            i_CARRYCASCIN=Const(0, 1), i_MULTSIGNIN=Const(0, 1),
+            **{f"i_CE{name}": Const(1, 1) for name in (
+                "A1", "A2", "AD", "ALUMODE", "B1", "B2", "C", "CARRYIN", "CTRL", "D", "INMODE",
+                "M", "P")},
+            **{f"i_RST{name}": Const(0, 1) for name in (
+                "A", "ALLCARRYIN", "ALUMODE", "B", "C", "CTRL", "D", "INMODE", "M", "P")},
+            o_P=self.sum)
