@@ -13,7 +13,8 @@ at the end of a strip) make a *segment*, which is, padded to a whole beat:
    byte, of the position codes of its 16-wide windows (if the tile is sparse) and then its codes.
 
 A row whose codes in the group all equal the zero point is absent and costs nothing but its bit.
-A sparse tile keeps 4, 8 or 12 codes of each window, and a pattern code tells their positions. Zero points are ``2**(bits - 1)`` where none are stored.
+A sparse tile keeps 4, 8 or 12 codes of each window, and a pattern code tells their positions.
+Zero points are ``2**(bits - 1)`` where none are stored.
 """
 
 from __future__ import annotations
