@@ -258,7 +258,6 @@ class Steps(wiring.Component):
             with m.State("HEADERS"):
                 m.d.comb += [self.read_head.eq(available >= shape.beat_bytes),
                              self.advance.eq(self.head_bytes)]
-                m.d.sync += [tiles_here.eq(0), scale.eq(0), zero.eq(0), word.eq(0)]
                 with m.If(self.read_head):
                     m.d.sync += at.eq(self.moved)
                     with m.If(self.headed + shape.beat_bytes // 4 >= self.segment):
@@ -348,6 +347,8 @@ class Steps(wiring.Component):
             m.d.sync += scale.eq(scale + count)
             with m.If(tile.header[-1]):
                 m.d.sync += zero.eq(zero + count)
+        with m.If(finished & last_tile):
+            m.d.sync += [tiles_here.eq(0), scale.eq(0), zero.eq(0), word.eq(0)]
 
         step = self.step
         with m.If(self.enable):

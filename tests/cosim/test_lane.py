@@ -120,7 +120,7 @@ class Bench:
                             dut.results__ready.value = not next(stalls)
                             await RisingEdge(dut.clk)
                             idle += 1
-                            assert idle < 20_000, "no result comes"
+                            assert idle < 20_000, f"no result of {command}, strip {strip}: {self.beats} beats"
                             beat = int(dut.beat.value)
                             self.beats += beat
                             self.clocks += self.beats > 0

@@ -133,7 +133,7 @@ async def _run(dut, matrices, stall_in, stall_out, seed):
             await RisingEdge(dut.clk)
             clocks += taken > 0
             idle += 1
-            assert idle < 3000, "no bundle comes"
+            assert idle < 3000, f"no bundle of strip {rebuilt.strip}, tile {rebuilt.tile}"
             if dut.bundles__valid.value and dut.bundles__ready.value:
                 idle = 0
                 rebuilt.take(parse(shape, layout, dut.bundles__payload.value))
@@ -150,7 +150,7 @@ async def every_format(dut, group):
     generator = np.random.default_rng(group)
     matrices = []
     for bits in (2, 3, 4, 8):
-        for rows, tiles in ((16, 1), (20, 2), (16, 19)):
+        for rows, tiles in ((16, 1), (20, 2), (36, 19)):
             tiles = min(tiles, 2048 // group + 1)
             matrices.append(mixed(generator, rows, tiles * group - 5, bits, group,
                                   _arch().beat_bytes))
