@@ -79,6 +79,8 @@ class StepTable(wiring.Component):
         To and from the reader of the control memory.
     rows, repeats, head, slot_words
         The header's.
+    top : ``Out``
+        The last page of any row.
     table : the rows
     row, slot
         What is told to the lanes.
@@ -101,6 +103,7 @@ class StepTable(wiring.Component):
             "repeats": Out(20),
             "head": Out(1),
             "slot_words": Out(32),
+            "top": Out(POSITION_BITS - _PAGE),
             "table": Out(row).array(arch.rows),
             "row": Out(row_port(arch)),
             "slot": Out(slot_port(arch)),
@@ -232,6 +235,8 @@ class StepTable(wiring.Component):
                 # A row of a group uses its root's pages.
                 m.d.comb += self.row.row.pages.eq(table[here.root].pages)
                 m.d.sync += at.eq(at + 1)
+                with m.If((at == 0) | ((here.last >> _PAGE) > self.top)):
+                    m.d.sync += self.top.eq(here.last >> _PAGE)
                 with m.If(is_last):
                     m.d.comb += self.done.eq(1)
                     m.next = "idle"

@@ -12,19 +12,20 @@ from alula.hw.attention.softmax import COUNT_BITS, DOT_BITS, PLACES, Softmax
 from alula.hw.attention.walk import PageWalk, item_layout
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
+from alula.hw.lane.chain import CASCADE
 from alula.hw.numerics import PAGE_TOKENS
 from alula.hw.pipe import Pipe
 from alula.hw.step import POSITION_BITS, row_bits, row_layout
 
 READ_LATENCY = 2  # of the prefetch ring and of the activation buffer
-POINTER_BITS = 32  # of the ring, counting beats since reset, modulo
 _TOKENS = ceil_log2(PAGE_TOKENS)
 
 
 def chain_port(arch):
     """What drives the DSP chain in attention: a piece of a key or a value on its weights.
 
-    ``sum`` (reduce) and ``own`` (accumulate) answer ``latency`` clocks later.
+    ``sum`` (reduce) answers ``sum_latency`` clocks later; ``own`` (accumulate) of slot ``s``
+    ``own_latency + s % CASCADE`` clocks later.
     """
     return wiring.Signature({
         "valid": Out(1),
@@ -57,8 +58,9 @@ class AttendUnit(wiring.Component):
     packets : ``Out(stream of packet_layout)``
     """
 
-    def __init__(self, arch, chain_latency):
-        self.arch, self.chain_latency = arch, chain_latency
+    def __init__(self, arch, sum_latency, own_latency):
+        self.arch, self.sum_latency, self.own_latency = arch, sum_latency, own_latency
+        pointer = range(2 * arch.prefetch_beats)
         self.words = arch.activation_elements // arch.lane_dsps
         super().__init__({
             "commands": In(stream.Signature(COMMAND_BITS)),
@@ -67,11 +69,11 @@ class AttendUnit(wiring.Component):
             "lane": In(range(arch.lanes)),
             "rows": In(range(arch.rows + 1)),
             "table": In(row_layout(arch)).array(arch.rows),
-            "ring_begin": In(POINTER_BITS),
-            "ring_pointer": Out(POINTER_BITS),
+            "ring_begin": In(pointer),
+            "ring_pointer": Out(pointer),
             "ring_data": In(8 * arch.beat_bytes),
-            "ring_available": In(POINTER_BITS),
-            "ring_release": Out(POINTER_BITS),
+            "ring_available": In(pointer),
+            "ring_release": Out(pointer),
             "reads": Out(1),
             "row": Out(row_bits(arch)),
             "word": Out(range(self.words)),
@@ -99,7 +101,8 @@ class AttendUnit(wiring.Component):
         item = Signal(item_layout(arch))
         in_values = Signal()  # the item is the values of a page, not the keys
         place, key_place = Signal(range(PLACES)), Signal(range(PLACES))
-        pointer, begin, beats = Signal(POINTER_BITS), Signal(POINTER_BITS), Signal(POINTER_BITS)
+        pointer, begin, beats = (Signal.like(self.ring_pointer, name=name)
+                                 for name in ("pointer", "begin", "beats"))
         row, query = Signal(range(arch.rows + 1)), Signal(range(arch.attention_queries + 1))
         position = Signal(POSITION_BITS)
         root = Signal(row_layout(arch))
@@ -269,12 +272,12 @@ class _Scan:
         self.is_own, self.ring_has, self.there = Signal(), Signal(), Signal()
         self.scaled = Signal()  # the scale of an own token's value has been read
         ring_beat = begin + (self.offset >> self.beat)
-        ahead = Signal(signed(POINTER_BITS))
+        ahead = Signal.like(begin)  # beats from it on that are there, or more than a ring holds
         m.d.comb += [
             self.is_own.eq(self.token >= own),
             unit.ring_pointer.eq(ring_beat),
             ahead.eq(unit.ring_available - ring_beat),
-            self.ring_has.eq(ahead > 0),
+            self.ring_has.eq((ahead != 0) & (ahead <= arch.prefetch_beats)),
             self.there.eq(self.is_own | self.ring_has),
         ]
         # The ancestor whose key and value a token is that is not in the cache.
@@ -358,11 +361,11 @@ class _Scan:
                 unit.chain.factors[at].eq(Mux(values_now, softmax.code.as_unsigned(),
                                               factor.word_select(at, 8).as_signed())),
             ]
-        end = 3 + unit.chain_latency
-        self._scores(softmax, p, end, Mux(own, unit.scale, key_scale),
+        self._scores(softmax, p, 3 + unit.sum_latency, Mux(own, unit.scale, key_scale),
                      Mux(own, own_value_scale, value_scale))
-        self._capture(softmax, merge, late(self.turn_last & self.in_values, end, True),
-                      late(self.turn_zero, end))
+        self._capture(softmax, merge, [
+            late(self.issue & self.turn_last & self.in_values, 3 + unit.own_latency + at, True)
+            for at in range(CASCADE)])
 
     def _scales(self, late):
         """The page's scales, by token: return the key's and the value's two clocks after issue."""
@@ -403,12 +406,12 @@ class _Scan:
         with m.If(valid):
             m.d.sync += so_far.eq(total)
 
-    def _capture(self, softmax, merge, now, zero):
+    def _capture(self, softmax, merge, now):
         """Keep the sums of a run of values until the merging has read them."""
         m, unit, item = self.m, self.unit, self.item
         later_member = Cat((entry.root == item.root) & (at > self.row) & (at < unit.rows)
                            for at, entry in enumerate(unit.table)).any()
-        job = Signal.like(merge.jobs.payload)
+        job, zero = Signal.like(merge.jobs.payload), Signal()
         with m.If(self.turn_last & self.in_values & self.issue):
             m.d.sync += [
                 self.pending.eq(1),
@@ -420,12 +423,14 @@ class _Scan:
                 job.head.eq(item.head), job.leaf.eq(item.leaf),
                 job.low.eq(item.low), job.high.eq(item.high),
                 job.stats.eq(softmax.stats),
+                zero.eq(self.turn_zero),
             ]
         sums = [Signal(signed(SUM_BITS), name=f"sum_{at}") for at in range(unit.arch.beat_bytes)]
-        with m.If(now):
+        for at, (mine, theirs) in enumerate(zip(sums, unit.chain.own, strict=True)):
+            with m.If(now[at % CASCADE]):
+                m.d.sync += mine.eq(Mux(zero, 0, theirs))
+        with m.If(now[-1]):
             m.d.sync += [self.pending.eq(0), self.captured.eq(1)]
-            m.d.sync += [mine.eq(Mux(zero, 0, theirs))
-                         for mine, theirs in zip(sums, unit.chain.own, strict=True)]
         m.d.comb += [merge.jobs.valid.eq(self.captured), merge.jobs.payload.eq(job)]
         m.d.comb += [theirs.eq(mine) for mine, theirs in zip(sums, merge.sums, strict=True)]
         with m.If(self.captured & merge.jobs.ready):

@@ -7,9 +7,10 @@ from amaranth.utils import ceil_log2
 
 from alula.hw import isa, layout
 from alula.hw.attention.walk import PageWalk, item_layout
-from alula.hw.axi import ADDRESS_BITS, REQUEST
+from alula.hw.axi import ADDRESS_BITS, BEATS_BITS, REQUEST
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import WORD_BYTES
+from alula.hw.lane.prefetch import PAGES
 from alula.hw.numerics import PAGE_TOKENS
 from alula.hw.step import SLOT_BITS, row_layout
 
@@ -38,31 +39,30 @@ class PageFetch(wiring.Component):
     -------
     command : ``In(stream of COMMAND_BITS)``
         Taken at its end.
-    base : ``In(64)``
-        Address of the lane's memory.
     lane, rows, table, slot_words : of the step
     entry : ``Out``, ``slot`` : ``In``
         The slot of a page, a clock after its entry.
-    requests : ``Out(stream of REQUEST)``
+    requests : ``Out(stream of PAGES)``
+        Addresses in the lane's memory; no more than ``piece`` beats each. The last has none.
     """
 
-    def __init__(self, arch):
-        self.arch = arch
+    def __init__(self, arch, piece):
+        self.arch, self.piece = arch, piece
         super().__init__({
             "command": In(stream.Signature(COMMAND_BITS)),
-            "base": In(ADDRESS_BITS),
             "lane": In(range(arch.lanes)),
             "rows": In(range(arch.rows + 1)),
             "table": In(row_layout(arch)).array(arch.rows),
             "slot_words": In(32),
             "entry": Out(ceil_log2(arch.page_entries)),
             "slot": In(SLOT_BITS),
-            "requests": Out(stream.Signature(REQUEST)),
+            "requests": Out(stream.Signature(PAGES)),
         })
 
     def elaborate(self, platform):
         m = Module()
         arch = self.arch
+        request = self._pieces(m)
         m.submodules.walk = walk = PageWalk(arch)
         # Values still to be asked for: as many as pages whose keys were asked for, at most LAG + 1.
         m.submodules.values = values = fifo.SyncFIFO(width=REQUEST.size, depth=LAG + 1)
@@ -100,16 +100,16 @@ class PageFetch(wiring.Component):
                 m.next = "address"
             with m.State("address"):
                 words = (in_slot + in_lane)[:32]
-                m.d.sync += address.eq(self.base + Cat(Const(0, _WORD), words))
+                m.d.sync += address.eq(Cat(Const(0, _WORD), words))
                 m.next = "values"
                 with m.If(~item.end):
                     m.next = "keys"
             with m.State("keys"):
                 m.d.comb += [
-                    self.requests.valid.eq(keys != 0),
-                    self.requests.payload.address.eq(address),
-                    self.requests.payload.beats.eq(keys),
-                    values.w_en.eq(~self.requests.valid | self.requests.ready),
+                    request.valid.eq(keys != 0),
+                    request.payload.address.eq(address),
+                    request.payload.beats.eq(keys),
+                    values.w_en.eq(~request.valid | request.ready),
                 ]
                 with m.If(values.w_en):
                     m.next = "item"
@@ -117,14 +117,41 @@ class PageFetch(wiring.Component):
                         m.next = "values"
             with m.State("values"):
                 m.d.comb += [
-                    self.requests.valid.eq(values.r_rdy & (waiting.beats != 0)),
-                    self.requests.payload.eq(waiting),
-                    values.r_en.eq(~self.requests.valid | self.requests.ready),
+                    request.valid.eq(values.r_rdy & (waiting.beats != 0)),
+                    request.payload.address.eq(waiting.address),
+                    request.payload.beats.eq(waiting.beats),
+                    values.r_en.eq(~request.valid | request.ready),
                 ]
                 with m.If(~item.end):
                     with m.If(values.r_en):
                         m.next = "item"
                 with m.Elif(~values.r_rdy):
-                    m.d.comb += self.command.ready.eq(1)
-                    m.next = "idle"
+                    m.d.comb += [request.valid.eq(1), request.payload.last.eq(1)]
+                    with m.If(request.ready):
+                        m.d.comb += self.command.ready.eq(1)
+                        m.next = "idle"
         return m
+
+    def _pieces(self, m):
+        """Cut requests into pieces; return the stream of whole ones."""
+        whole = stream.Signature(PAGES).create(path=("whole",))
+        held = Signal(PAGES)
+        cut = Signal()  # `held` is what is left of a request
+        now = Signal(PAGES)
+        size = Signal(BEATS_BITS)
+        m.d.comb += [
+            now.eq(Mux(cut, held, whole.payload)),
+            size.eq(Mux(now.beats > self.piece, self.piece, now.beats)),
+            self.requests.valid.eq(cut | whole.valid),
+            self.requests.payload.address.eq(now.address),
+            self.requests.payload.beats.eq(size),
+            self.requests.payload.last.eq(now.last),
+            whole.ready.eq(~cut & self.requests.ready),
+        ]
+        with m.If(self.requests.valid & self.requests.ready):
+            m.d.sync += [
+                cut.eq(now.beats > self.piece),
+                held.beats.eq(now.beats - size),
+                held.address.eq(now.address + (size << ceil_log2(self.arch.beat_bytes))),
+            ]
+        return whole

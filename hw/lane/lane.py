@@ -1,44 +1,69 @@
 """A lane: one memory channel's prefetch, unpacker, multipliers and accumulators, wired up."""
 
-from amaranth.hdl import Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from alula.hw.axi import ADDRESS_BITS, read_signature
+from alula.hw.attention.attend import AttendUnit
+from alula.hw.attention.fetch import PageFetch
+from alula.hw.attention.keyvalue import KeyValueStore
+from alula.hw.axi import ADDRESS_BITS, AxiWriter, read_signature, write_signature
 from alula.hw.formats import COMMAND_BITS
-from alula.hw.lane.accumulate import ScaleAccumulate, result_layout
+from alula.hw.gather import output_layout
+from alula.hw.lane import chain as dsp_chain
+from alula.hw.lane.accumulate import ScaleAccumulate
 from alula.hw.lane.activation import CODES, SCALES, ActivationBuffer
 from alula.hw.lane.chain import Chain
 from alula.hw.lane.linear import LinearUnit
-from alula.hw.lane.prefetch import LOAD, PAGES, BeatQueue, Prefetch
+from alula.hw.lane.prefetch import LOAD, BeatQueue, Prefetch
 from alula.hw.lane.unpack import Unpacker
+from alula.hw.step import SLOT_BITS, row_layout, row_port, slot_port
+
+PAGE_LOADS = 4  # loads of pages that wait
 
 
 class Lane(wiring.Component):
-    """Compute one lane's share of matrix products.
+    """Compute one lane's share of matrix products and of attention, and keep its cache.
 
     Members
     -------
-    bus, error, base, loads, page_requests
+    bus, error, base, loads
         See :class:`Prefetch`.
-    command, tokens, lane, done
-        See :class:`LinearUnit`.
+    write_bus, write_error
+        See :class:`AxiWriter`.
+    pages : ``In(stream of isa.LoadPages)``
+        One for each load of pages in ``loads``.
+    command, done
+        Matrix products; see :class:`LinearUnit`.
+    attend, attended
+        Attention; see :class:`AttendUnit`.
+    store : ``In(stream of isa.StoreKeyValue)``
+        Taken when it is written.
+    lane : which one
+    tokens, slot_words : of the step
+    row, slot
+        The step's rows, and where its pages are.
     codes, scales
         See :class:`ActivationBuffer`.
-    results
-        See :class:`ScaleAccumulate`.
+    output : ``Out(stream of output_layout)``
+        What :class:`alula.hw.gather.Gather` takes.
     beat : ``Out(1)``
         High in a clock in which the unpacker takes a beat.
     """
 
     def __init__(self, arch, primitive=False):
         self.arch, self.primitive = arch, primitive
+        commands = stream.Signature(COMMAND_BITS)
         super().__init__({
             "bus": Out(read_signature(arch.beat_bytes)), "error": Out(1), "base": In(ADDRESS_BITS),
-            "loads": In(stream.Signature(LOAD)), "page_requests": In(stream.Signature(PAGES)),
-            "command": In(stream.Signature(COMMAND_BITS)), "tokens": In(7), "lane": In(6),
-            "done": Out(1), "codes": In(CODES), "scales": In(SCALES),
-            "results": Out(stream.Signature(result_layout(arch))), "beat": Out(1)})
+            "write_bus": Out(write_signature(arch.beat_bytes)), "write_error": Out(1),
+            "loads": In(stream.Signature(LOAD)), "pages": In(commands),
+            "command": In(commands), "done": Out(1),
+            "attend": In(commands), "attended": Out(1), "store": In(commands),
+            "lane": In(6), "tokens": In(7), "slot_words": In(32),
+            "row": In(row_port(arch)), "slot": In(slot_port(arch)),
+            "codes": In(CODES), "scales": In(SCALES),
+            "output": Out(stream.Signature(output_layout(arch))), "beat": Out(1)})
 
     def elaborate(self, platform):
         m, arch = Module(), self.arch
@@ -49,39 +74,35 @@ class Lane(wiring.Component):
         m.submodules.linear = linear = LinearUnit(arch)
         m.submodules.chain = chain = Chain(arch, self.primitive)
         m.submodules.accumulate = accumulate = ScaleAccumulate(arch)
+        m.submodules.attention = attention = AttendUnit(
+            arch, dsp_chain.tap_latency(chain.levels - 1), dsp_chain.OWN_LATENCY)
+        m.submodules.keys = keys = KeyValueStore(arch)
+        table = self._table(m)
+        self._fetch(m, prefetch, table)
 
         wiring.connect(m, prefetch.bus, wiring.flipped(self.bus))
         wiring.connect(m, wiring.flipped(self.loads), prefetch.loads)
-        wiring.connect(m, wiring.flipped(self.page_requests), prefetch.page_requests)
         wiring.connect(m, wiring.flipped(self.command), linear.command)
+        wiring.connect(m, wiring.flipped(self.attend), attention.commands)
+        wiring.connect(m, wiring.flipped(self.store), keys.command)
         wiring.connect(m, prefetch.streams, linear.streams)
         wiring.connect(m, queue.beats, unpacker.beats)
         wiring.connect(m, linear.start, unpacker.start)
         wiring.connect(m, unpacker.bundles, linear.bundles)
-        wiring.connect(m, accumulate.results, wiring.flipped(self.results))
+        for unit in (attention, keys):
+            m.d.comb += [unit.lane.eq(self.lane), unit.rows.eq(self.tokens)]
+            m.d.comb += [mine.eq(row) for mine, row in zip(unit.table, table, strict=True)]
 
-        cursor = Signal.like(queue.read_pointer)  # the ring's first beat that no unit has taken on
+        self._ring(m, prefetch, queue, linear, attention)
+        self._activations(m, activations, linear, attention, keys)
+        self._chain(m, chain, linear, attention)
+        self._output(m, accumulate, attention)
+        self._write(m, keys)
         m.d.comb += [
             prefetch.base.eq(self.base), self.error.eq(prefetch.error),
-            queue.fetch.valid.eq(linear.fetch.valid), linear.fetch.ready.eq(queue.fetch.ready),
-            queue.fetch.payload.first.eq(cursor), queue.fetch.payload.beats.eq(linear.fetch.payload),
-            prefetch.read_pointer.eq(queue.read_pointer), prefetch.release.eq(queue.release),
-            queue.data.eq(prefetch.data), queue.available.eq(prefetch.available),
             self.beat.eq(queue.beats.valid & queue.beats.ready),
-        ]
-        with m.If(linear.fetch.valid & linear.fetch.ready):
-            m.d.sync += cursor.eq(cursor + linear.fetch.payload)
-
-        m.d.comb += [
             linear.tokens.eq(self.tokens), linear.lane.eq(self.lane), self.done.eq(linear.done),
-            activations.codes.eq(self.codes), activations.scales.eq(self.scales),
-            activations.pair.eq(linear.pair), activations.word.eq(linear.word),
-            activations.block.eq(linear.block),
-            linear.even.eq(activations.even), linear.odd.eq(activations.odd),
-            linear.even_scale.eq(activations.even_scale),
-            linear.odd_scale.eq(activations.odd_scale),
-            chain.weights.eq(linear.weights), chain.lo.eq(linear.lo), chain.hi.eq(linear.hi),
-            chain.valid.eq(linear.valid),
+            self.attended.eq(attention.done),
             accumulate.taps.eq(chain.taps), accumulate.valid.eq(linear.tag_valid),
             accumulate.tag.eq(linear.tag), accumulate.scales.eq(linear.scales),
             accumulate.begin.eq(linear.begin), accumulate.first.eq(linear.first),
@@ -89,3 +110,119 @@ class Lane(wiring.Component):
             linear.drained.eq(accumulate.drained),
         ]
         return m
+
+    def _table(self, m):
+        """Keep the rows of the step."""
+        rows = [Signal(row_layout(self.arch), name=f"row_{at}") for at in range(self.arch.rows)]
+        with m.If(self.row.valid):
+            m.d.sync += Array(rows)[self.row.index].eq(self.row.row)
+        return rows
+
+    def _slots(self, m, name, reader):
+        """Keep the slots of the step's pages, for one reader."""
+        m.submodules[name] = store = memory.Memory(
+            shape=SLOT_BITS, depth=self.arch.page_entries, init=[])
+        write, read = store.write_port(), store.read_port()
+        m.d.comb += [write.addr.eq(self.slot.entry), write.data.eq(self.slot.slot),
+                     write.en.eq(self.slot.valid), read.addr.eq(reader.entry),
+                     reader.slot.eq(read.data), reader.slot_words.eq(self.slot_words)]
+
+    def _fetch(self, m, prefetch, table):
+        m.submodules.fetch = fetch = PageFetch(self.arch, prefetch.piece)
+        m.submodules.loads = waiting = fifo.SyncFIFO(width=COMMAND_BITS, depth=PAGE_LOADS)
+        self._slots(m, "fetch_slots", fetch)
+        wiring.connect(m, fetch.requests, prefetch.page_requests)
+        m.d.comb += [
+            waiting.w_data.eq(self.pages.payload), waiting.w_en.eq(self.pages.valid),
+            self.pages.ready.eq(waiting.w_rdy), fetch.command.valid.eq(waiting.r_rdy),
+            fetch.command.payload.eq(waiting.r_data), waiting.r_en.eq(fetch.command.ready),
+            fetch.lane.eq(self.lane), fetch.rows.eq(self.tokens),
+        ]
+        m.d.comb += [mine.eq(row) for mine, row in zip(fetch.table, table, strict=True)]
+
+    def _ring(self, m, prefetch, queue, linear, attention):
+        """The unpacker's queue or attention reads the ring, never both."""
+        cursor = Signal.like(queue.read_pointer)  # the first beat that no unit has taken on
+        m.d.comb += [
+            queue.fetch.valid.eq(linear.fetch.valid), linear.fetch.ready.eq(queue.fetch.ready),
+            queue.fetch.payload.first.eq(cursor),
+            queue.fetch.payload.beats.eq(linear.fetch.payload),
+            prefetch.read_pointer.eq(Mux(attention.busy, attention.ring_pointer,
+                                         queue.read_pointer)),
+            # Between runs the queue's pointer may be behind what attention has given back.
+            prefetch.release.eq(Mux(attention.busy, attention.ring_release,
+                                    Mux(queue.fetch.ready, cursor, queue.release))),
+            queue.data.eq(prefetch.data), queue.available.eq(prefetch.available),
+            attention.ring_begin.eq(cursor), attention.ring_data.eq(prefetch.data),
+            attention.ring_available.eq(prefetch.available),
+        ]
+        with m.If(linear.fetch.valid & linear.fetch.ready):
+            m.d.sync += cursor.eq(cursor + linear.fetch.payload)
+        with m.Elif(attention.done):
+            m.d.sync += cursor.eq(attention.ring_release)
+
+    def _activations(self, m, activations, linear, attention, keys):
+        """Attention's reads go before those of the cache's writes; a product's before both."""
+        odd = Signal(2)
+        row = Mux(attention.busy & ~keys.granted, attention.row, keys.row)
+        m.d.sync += odd.eq(Cat(row[0], odd[0]))
+        m.d.comb += [
+            keys.granted.eq(keys.reads & ~linear.busy & ~(attention.busy & attention.reads)),
+            activations.codes.eq(self.codes), activations.scales.eq(self.scales),
+            activations.pair.eq(Mux(linear.busy, linear.pair, row >> 1)),
+            linear.even.eq(activations.even), linear.odd.eq(activations.odd),
+            linear.even_scale.eq(activations.even_scale),
+            linear.odd_scale.eq(activations.odd_scale),
+        ]
+        for name in ("word", "block"):
+            other = Mux(keys.granted, getattr(keys, name), getattr(attention, name))
+            m.d.comb += getattr(activations, name).eq(
+                Mux(linear.busy, getattr(linear, name), other))
+        for unit in (attention, keys):
+            m.d.comb += [
+                unit.codes.eq(Mux(odd[1], activations.odd, activations.even)),
+                unit.scale.eq(Mux(odd[1], activations.odd_scale, activations.even_scale)),
+            ]
+
+    def _chain(self, m, chain, linear, attention):
+        port, beat = attention.chain, self.arch.beat_bytes
+        top = chain.taps[f"level_{chain.levels - 1}"]
+        m.d.comb += [
+            chain.accumulate.eq(attention.busy & port.accumulate),
+            chain.first.eq(port.first),
+            chain.valid.eq(Mux(attention.busy, port.valid, linear.valid)),
+            chain.weights.eq(linear.weights), chain.lo.eq(linear.lo), chain.hi.eq(linear.hi),
+            port.sum.eq(top[:len(top) // 2].as_signed()),
+        ]
+        with m.If(attention.busy):
+            m.d.comb += [
+                chain.weights.eq(Cat(Cat(code, code[-1]) for code in port.codes)),
+                chain.lo.eq(Cat(*port.factors)), chain.hi.eq(0),
+            ]
+        bits = dsp_chain.OWN_BITS
+        m.d.comb += [port.own[slot].eq(chain.own[bits * slot:bits * (slot + 1)])
+                     for slot in range(beat)]
+
+    def _output(self, m, accumulate, attention):
+        """Packets go out first; attention and products do not run together."""
+        packets, results = attention.packets, accumulate.results
+        word = self.output.payload
+        m.d.comb += [
+            self.output.valid.eq(packets.valid | results.valid),
+            word.is_packet.eq(packets.valid),
+            word.last.eq(~packets.valid | packets.payload.last),
+            packets.ready.eq(self.output.ready),
+            results.ready.eq(self.output.ready & ~packets.valid),
+            word.content.result.eq(results.payload),
+        ]
+        with m.If(packets.valid):
+            m.d.comb += word.content.packet.eq(packets.payload)
+
+    def _write(self, m, keys):
+        m.submodules.writer = writer = AxiWriter(self.arch.beat_bytes)
+        self._slots(m, "store_slots", keys)
+        wiring.connect(m, writer.bus, wiring.flipped(self.write_bus))
+        wiring.connect(m, keys.requests, writer.requests)
+        wiring.connect(m, keys.beats, writer.data)
+        m.d.comb += [keys.base.eq(self.base), keys.written.eq(writer.idle),
+                     self.write_error.eq(writer.error)]

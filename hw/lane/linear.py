@@ -42,6 +42,8 @@ class LinearUnit(wiring.Component):
         The chain's operands.
     tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
         For :class:`ScaleAccumulate`.
+    busy : ``Out(1)``
+        A command is being run.
     done : ``Out(1)``
         High for a clock when the consumer has taken all results of a command.
     """
@@ -62,7 +64,7 @@ class LinearUnit(wiring.Component):
             "valid": Out(1), "weights": Out(9 * slots), "lo": Out(9 * slots), "hi": Out(8 * slots),
             "tag_valid": Out(1), "tag": Out(tag_layout(shape)), "scales": Out(64),
             "begin": Out(1), "first": Out(16), "exponent": Out(signed(EXPONENT_BITS)),
-            "drained": In(1), "done": Out(1)})
+            "drained": In(1), "done": Out(1), "busy": Out(1)})
 
     def elaborate(self, platform):
         self.m = m = Module()
@@ -89,7 +91,8 @@ class LinearUnit(wiring.Component):
             self.start.payload.groups.eq(groups), self.start.payload.strips.eq(strips),
             self.start.payload.group_log2.eq(self.group_log2), self.fetch.payload.eq(beats)]
         m.d.sync += self.undrained.eq(self.undrained + self.ended - self.drained)
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 both = self.command.valid & self.streams.valid
                 m.d.comb += [self.command.ready.eq(both), self.streams.ready.eq(both)]

@@ -42,7 +42,8 @@ class Prefetch(wiring.Component):
         A stream's directory entry: its byte address less ``base``, a multiple of 16. A load of
         pages takes requests from ``page_requests`` up to a ``last`` one.
     page_requests : ``In(stream of PAGES)``
-        Byte address less ``base``, a multiple of a beat; 1 to ``PIECE_BEATS`` beats.
+        Byte address less ``base``, a multiple of a beat; at most ``PIECE_BEATS`` beats, and at
+        least 1 unless it is the ``last``.
     base : ``In(64)``
         Byte address of the lane's memory, a multiple of 4096.
     streams : ``Out(stream of DESCRIPTOR)``
@@ -103,6 +104,7 @@ class Prefetch(wiring.Component):
         left, size = Signal(BEATS_BITS), Signal(range(self.piece + 1))
         directory, pages, beats = Signal(), Signal(), Signal()
         is_pages = fetch.kind == Load.PAGES
+        reads = Signal()  # a load of pages may end with a request of none
         m.d.comb += [
             # What is asked for and not released stays below a ring, so the difference is exact.
             room.eq(self.depth - (asked - self.release)[:len(asked)]),
@@ -122,7 +124,8 @@ class Prefetch(wiring.Component):
                      & (~is_pages | self.page_requests.valid)),
             self.loads.ready.eq(directory | pages),
             self.page_requests.ready.eq(beats & is_pages),
-            self.pieces.w_en.eq(directory | beats),
+            reads.eq(beats & ~(is_pages & (size == 0))),
+            self.pieces.w_en.eq(directory | reads),
             self.piece_in.directory.eq(directory),
             self.piece_in.place.eq(load.address[WORD_BYTES.bit_length() - 1:beat_log2]),
             self.piece_in.beats.eq(Mux(directory, 1, size)),
@@ -140,7 +143,7 @@ class Prefetch(wiring.Component):
         start = (fetch.start * WORD_BYTES) + (through << beat_log2)
         with m.If(requests.ready | ~requests.valid):
             m.d.sync += [
-                requests.valid.eq(directory | beats),
+                requests.valid.eq(directory | reads),
                 requests.payload.beats.eq(self.piece_in.beats),
                 requests.payload.address.eq(self.base + Mux(
                     directory, Cat(self._zeros(beat_log2), load.address[beat_log2:]),
