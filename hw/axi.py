@@ -39,6 +39,21 @@ def write_signature(data_bytes):
     })
 
 
+def signature(data_bytes):
+    """All channels of a master."""
+    return wiring.Signature(dict(read_signature(data_bytes).members)
+                            | dict(write_signature(data_bytes).members))
+
+
+def join(m, outside, read=None, write=None):
+    """Connect a master's read and write halves to one port that has all channels."""
+    for half in (read, write):
+        if half is not None:
+            for name, member in half.signature.members.items():
+                ours, theirs = getattr(half, name), getattr(outside, name)
+                m.d.comb += (theirs.eq(ours) if member.flow is Out else ours.eq(theirs))
+
+
 REQUEST = data.StructLayout({"address": ADDRESS_BITS, "beats": BEATS_BITS})
 
 
@@ -106,6 +121,8 @@ class AxiReader(wiring.Component):
         The beats of all requests in order. Not ready stalls the bus, which AXI allows.
     error : ``Out(1)``
         High for a clock when a beat comes with an error response. The beat is passed on.
+    drain : ``In(1)``
+        Ask for no more, and drop what comes; when then ``idle``, the reader may be reset.
     idle : ``Out(1)``
         Nothing is asked for that has not come.
     """
@@ -117,6 +134,7 @@ class AxiReader(wiring.Component):
             "requests": In(stream.Signature(REQUEST)),
             "data": Out(stream.Signature(8 * data_bytes)),
             "error": Out(1),
+            "drain": In(1),
             "idle": Out(1),
         })
 
@@ -129,7 +147,7 @@ class AxiReader(wiring.Component):
         asked, answered = Signal(), Signal()
         # A register between the bursts and the bus: its offer must not change, `flight` may.
         with m.If(~bus.arvalid | bus.arready):
-            m.d.comb += bursts.bursts.ready.eq(flight != self.outstanding)
+            m.d.comb += bursts.bursts.ready.eq((flight != self.outstanding) & ~self.drain)
             m.d.comb += asked.eq(bursts.bursts.valid & bursts.bursts.ready)
             m.d.sync += [
                 bus.arvalid.eq(asked),
@@ -140,11 +158,11 @@ class AxiReader(wiring.Component):
             bus.arsize.eq(self.data_bytes.bit_length() - 1),
             bus.arburst.eq(INCREMENTING),
             self.data.payload.eq(bus.rdata),
-            self.data.valid.eq(bus.rvalid),
-            bus.rready.eq(self.data.ready),
+            self.data.valid.eq(bus.rvalid & ~self.drain),
+            bus.rready.eq(self.data.ready | self.drain),
             answered.eq(bus.rvalid & bus.rready & bus.rlast),
             self.error.eq(bus.rvalid & bus.rready & (bus.rresp != 0)),
-            self.idle.eq((flight == 0) & ~bursts.bursts.valid),
+            self.idle.eq((flight == 0) & (~bursts.bursts.valid | self.drain)),
         ]
         m.d.sync += flight.eq(flight + asked - answered)
         return m
@@ -161,6 +179,9 @@ class AxiWriter(wiring.Component):
         The beats of all requests in order; may come before or after their request.
     error : ``Out(1)``
         High for a clock when a burst is answered with an error.
+    drain : ``In(1)``
+        Begin no more, and end what is begun by writing nothing; when then ``idle``, the writer may
+        be reset.
     idle : ``Out(1)``
         Every write asked for is in memory.
     """
@@ -173,6 +194,7 @@ class AxiWriter(wiring.Component):
             "data": In(stream.Signature(data.StructLayout({
                 "data": 8 * data_bytes, "strobe": data_bytes}))),
             "error": Out(1),
+            "drain": In(1),
             "idle": Out(1),
         })
 
@@ -187,7 +209,7 @@ class AxiWriter(wiring.Component):
         m.d.comb += last.eq(bus.wvalid & bus.wready & bus.wlast)
         # One burst's address at a time; the next follows as its data ends.
         with m.If((~bus.awvalid | bus.awready) & (~sending | last)):
-            m.d.comb += bursts.bursts.ready.eq(flight != self.outstanding)
+            m.d.comb += bursts.bursts.ready.eq((flight != self.outstanding) & ~self.drain)
             m.d.comb += asked.eq(bursts.bursts.valid & bursts.bursts.ready)
         with m.If(asked):
             m.d.sync += [
@@ -208,14 +230,14 @@ class AxiWriter(wiring.Component):
             bus.awsize.eq(self.data_bytes.bit_length() - 1),
             bus.awburst.eq(INCREMENTING),
             bus.wdata.eq(self.data.payload.data),
-            bus.wstrb.eq(self.data.payload.strobe),
+            bus.wstrb.eq(Mux(self.drain, 0, self.data.payload.strobe)),
             bus.wlast.eq(left == 0),
-            bus.wvalid.eq(self.data.valid & sending),
+            bus.wvalid.eq((self.data.valid | self.drain) & sending),
             self.data.ready.eq(bus.wready & sending),
             bus.bready.eq(1),
             answered.eq(bus.bvalid),
             self.error.eq(bus.bvalid & (bus.bresp != 0)),
-            self.idle.eq((flight == 0) & ~bursts.bursts.valid),
+            self.idle.eq((flight == 0) & (~bursts.bursts.valid | self.drain)),
         ]
         m.d.sync += flight.eq(flight + asked - answered)
         return m

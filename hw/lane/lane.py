@@ -4,10 +4,11 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from alula.hw import axi
 from alula.hw.attention.attend import AttendUnit
 from alula.hw.attention.fetch import PageFetch
 from alula.hw.attention.keyvalue import KeyValueStore
-from alula.hw.axi import ADDRESS_BITS, AxiWriter, read_signature, write_signature
+from alula.hw.axi import ADDRESS_BITS, AxiWriter
 from alula.hw.formats import COMMAND_BITS
 from alula.hw.gather import output_layout
 from alula.hw.lane import chain as dsp_chain
@@ -27,10 +28,12 @@ class Lane(wiring.Component):
 
     Members
     -------
-    bus, error, base, loads
+    bus : AXI4 master
+    base, error, loads
         See :class:`Prefetch`.
-    write_bus, write_error
-        See :class:`AxiWriter`.
+    write_error : ``Out(1)``
+    drain, idle
+        See :class:`AxiReader`.
     pages : ``In(stream of isa.LoadPages)``
         One for each load of pages in ``loads``.
     command, done
@@ -55,8 +58,8 @@ class Lane(wiring.Component):
         self.arch, self.primitive = arch, primitive
         commands = stream.Signature(COMMAND_BITS)
         super().__init__({
-            "bus": Out(read_signature(arch.beat_bytes)), "error": Out(1), "base": In(ADDRESS_BITS),
-            "write_bus": Out(write_signature(arch.beat_bytes)), "write_error": Out(1),
+            "bus": Out(axi.signature(arch.beat_bytes)), "base": In(ADDRESS_BITS),
+            "error": Out(1), "write_error": Out(1), "drain": In(1), "idle": Out(1),
             "loads": In(stream.Signature(LOAD)), "pages": In(commands),
             "command": In(commands), "done": Out(1),
             "attend": In(commands), "attended": Out(1), "store": In(commands),
@@ -80,7 +83,6 @@ class Lane(wiring.Component):
         table = self._table(m)
         self._fetch(m, prefetch, table)
 
-        wiring.connect(m, prefetch.bus, wiring.flipped(self.bus))
         wiring.connect(m, wiring.flipped(self.loads), prefetch.loads)
         wiring.connect(m, wiring.flipped(self.command), linear.command)
         wiring.connect(m, wiring.flipped(self.attend), attention.commands)
@@ -97,9 +99,11 @@ class Lane(wiring.Component):
         self._activations(m, activations, linear, attention, keys)
         self._chain(m, chain, linear, attention)
         self._output(m, accumulate, attention)
-        self._write(m, keys)
+        writer = self._write(m, keys)
+        axi.join(m, self.bus, prefetch.bus, writer.bus)
         m.d.comb += [
             prefetch.base.eq(self.base), self.error.eq(prefetch.error),
+            prefetch.drain.eq(self.drain), self.idle.eq(prefetch.idle & writer.idle),
             self.beat.eq(queue.beats.valid & queue.beats.ready),
             linear.tokens.eq(self.tokens), linear.lane.eq(self.lane), self.done.eq(linear.done),
             self.attended.eq(attention.done),
@@ -221,8 +225,8 @@ class Lane(wiring.Component):
     def _write(self, m, keys):
         m.submodules.writer = writer = AxiWriter(self.arch.beat_bytes)
         self._slots(m, "store_slots", keys)
-        wiring.connect(m, writer.bus, wiring.flipped(self.write_bus))
         wiring.connect(m, keys.requests, writer.requests)
         wiring.connect(m, keys.beats, writer.data)
         m.d.comb += [keys.base.eq(self.base), keys.written.eq(writer.idle),
-                     self.write_error.eq(writer.error)]
+                     self.write_error.eq(writer.error), writer.drain.eq(self.drain)]
+        return writer

@@ -38,6 +38,8 @@ class Prefetch(wiring.Component):
     bus : AXI4 read channels
     error : ``Out(1)``
         High for a clock when a beat comes with an error response.
+    drain, idle
+        See :class:`AxiReader`.
     loads : ``In(stream of LOAD)``
         A stream's directory entry: its byte address less ``base``, a multiple of 16. A load of
         pages takes requests from ``page_requests`` up to a ``last`` one.
@@ -64,6 +66,7 @@ class Prefetch(wiring.Component):
         pointer = range(2 * self.depth)
         super().__init__({
             "bus": Out(read_signature(arch.beat_bytes)), "error": Out(1), "base": In(ADDRESS_BITS),
+            "drain": In(1), "idle": Out(1),
             "loads": In(stream.Signature(LOAD)), "page_requests": In(stream.Signature(PAGES)),
             "streams": Out(stream.Signature(DESCRIPTOR)),
             "read_pointer": In(pointer), "data": Out(8 * arch.beat_bytes),
@@ -73,7 +76,8 @@ class Prefetch(wiring.Component):
         self.m = m = Module()
         m.submodules.reader = self.reader = reader = AxiReader(self.arch.beat_bytes)
         wiring.connect(m, reader.bus, wiring.flipped(self.bus))
-        m.d.comb += self.error.eq(reader.error)
+        m.d.comb += [self.error.eq(reader.error), reader.drain.eq(self.drain),
+                     self.idle.eq(reader.idle)]
         fetch = data.StructLayout({"kind": Load, "start": 32, "beats": BEATS_BITS})
         m.submodules.fetches = self.fetches = fifo.SyncFIFO(width=fetch.size, depth=AHEAD)
         m.submodules.descriptors = self.descriptors = fifo.SyncFIFO(
