@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from cocotb.clock import Clock
@@ -68,8 +68,15 @@ def mixed(generator, rows, cols, bits, group, beat, exponent=0, uniform=None):
     return Weights(-(-rows // 16), groups, group, beat, np.frombuffer(data, np.uint8))
 
 
+# Lanes with less memory, which build faster.
+SMALL = dict(activation_elements=8192, prefetch_beats=256, rows=4)
+ARCHS = {"sim": BUILDS["sim"], "wide": replace(BUILDS["u55c"], **SMALL),
+         "middle": replace(BUILDS["u55c"], beat_bytes=32, lane_dsps=64, vector_width=8, **SMALL),
+         "deep": replace(BUILDS["kv260"], **{**SMALL, "rows": 2})}
+
+
 def arch_of(name):
-    return BUILDS[name]
+    return ARCHS[name]
 
 
 def beats_of(data, beat):

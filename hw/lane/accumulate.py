@@ -12,8 +12,7 @@ from alula.hw.lane.shape import CHUNK_BITS, LaneShape
 from alula.hw.pipe import Pipe
 
 EXPONENT_BITS = 10
-# Clocks from one addition to an accumulator to the next: read, ADD_LATENCY, write.
-DISTANCE = fp.ADD_LATENCY + 2
+DISTANCE = fp.ADD_LATENCY  # clocks from one addition to an accumulator to the next
 STRIP_BANKS = 2  # strips whose accumulators are held
 
 
@@ -136,33 +135,60 @@ class ScaleAccumulate(wiring.Component):
         drain = held.read_port(domain="comb")
         here = self._tag(p.at(tag, stage - 1))
         m.d.comb += read.addr.eq(Cat(here.pair, here.bank))
-        totals = []
+        end = stage + fp.ADD_LATENCY
+        ends = [Signal(64, name=f"end_{row}") for row in range(shape.rows)]
         for row in range(shape.rows):
             number = here.rows.word_select(row, 4)
-            both = Signal(64, name=f"before_{row}")
-            m.d.comb += both.eq(Mux(here.fresh[row], 0, Array(read.data[64 * at:64 * at + 64]
-                                                              for at in range(TILE_ROWS))[number]))
-            for token in range(2):
-                before = p.apply(lambda both, token=token: both[32 * token:32 * token + 32],
-                                 p.input(both, stage - 1))
-                totals.append(p.add(before, terms[2 * row + token]))
-        stage = totals[0].stage
-        here, writes = self._tag(p.at(tag, stage)), p.at(valid, stage)
-        values = [p.at(total, stage) for total in totals]
+            # A sum that is being written is not in memory, one that comes now not even that.
+            written = self._same(p, tag, valid, here, number, end, f"written_{row}")
+            coming = self._same(p, tag, valid, here, number, end - 1, f"coming_{row}")
+            before, latest = Signal(64, name=f"before_{row}"), Signal(64, name=f"latest_{row}")
+            m.d.comb += before.eq(Mux(here.fresh[row], 0, self._chosen(
+                written, ends, Array(read.data[64 * at:64 * at + 64]
+                                     for at in range(TILE_ROWS))[number])))
+            held, coming = (delayed(m, part, 1) for part in (before, coming))
+            m.d.comb += latest.eq(self._chosen(coming, ends, held))
+            totals = [p.add(p.input(latest[32 * token:32 * token + 32], stage),
+                            terms[2 * row + token]) for token in range(2)]
+            assert all(total.stage == end for total in totals)
+            m.d.comb += ends[row].eq(Cat(total.signal for total in totals))
+        here, writes = self._tag(p.at(tag, end)), p.at(valid, end)
         m.d.comb += write.addr.eq(Cat(here.pair, here.bank))
         there = Signal(shape.rows)
-        m.d.comb += there.eq(Cat(writes & here.last_chunk & (row < here.count)
-                                 for row in range(shape.rows)))
+        m.d.comb += there.eq(self._there(p, tag, valid, end))
         for number in range(TILE_ROWS):
             hits = Signal(shape.rows, name=f"hits_{number}")
             m.d.comb += hits.eq(Cat(there[row] & (here.rows.word_select(row, 4) == number)
                                     for row in range(shape.rows)))
             chosen = Const(0, 64)
             for row in range(shape.rows):
-                chosen = chosen | Mux(hits[row], Cat(values[2 * row:2 * row + 2]), 0)
+                chosen = chosen | Mux(hits[row], ends[row], 0)
             m.d.comb += [write.en[number].eq(hits.any()),
                          write.data.word_select(number, 64).eq(chosen)]
         self._drain(drain, writes & here.end_of_strip, here)
+
+    def _there(self, p, tag, valid, stage):
+        """Return which rows of the bundle at a stage have sums to be added."""
+        tag, valid = self._tag(p.at(tag, stage)), p.at(valid, stage)
+        return Cat(valid & tag.last_chunk & (row < tag.count) for row in range(self.shape.rows))
+
+    def _same(self, p, tag, valid, here, number, stage, name):
+        """Return which sums at a later stage belong to the accumulators of a row."""
+        there, other = self._there(p, tag, valid, stage), self._tag(p.at(tag, stage))
+        same = Signal(self.shape.rows, name=name)
+        place = (here.pair == other.pair) & (here.bank == other.bank)
+        self.m.d.comb += same.eq(Cat(
+            there[row] & place & (other.rows.word_select(row, 4) == number)
+            for row in range(self.shape.rows)))
+        return same
+
+    @staticmethod
+    def _chosen(marks, values, otherwise):
+        """Return the value that is marked, at most one is, or what there is if none is."""
+        chosen = Const(0, 64)
+        for mark, value in zip(marks, values, strict=True):
+            chosen = chosen | Mux(mark, value, 0)
+        return Mux(marks.any(), chosen, otherwise)
 
     def _drain(self, port, ended, tag):
         m, arch, results = self.m, self.arch, self.results
