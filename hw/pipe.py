@@ -16,6 +16,10 @@ from amaranth.lib import memory
 
 from alula.hw import fp
 
+# Delays longer and wider than these are memories, which simulate faster than registers.
+RING = 12  # clocks
+RING_BITS = 4
+
 
 class Value:
     """A signal at a stage of a pipeline; a constant has stage ``None``, which is any.
@@ -29,7 +33,7 @@ class Value:
 
     def __init__(self, signal, stage, reset=False):
         self.signal, self.stage, self.reset = signal, stage, reset
-        self.delayed = [signal]  # by 0, 1, ... clocks
+        self.delayed = {0: signal}  # by clocks
 
 
 class Pipe:
@@ -56,8 +60,12 @@ class Pipe:
             return value.signal
         wait = stage - value.stage
         assert wait >= 0, f"a value of stage {value.stage} is not known at stage {stage}"
-        while len(value.delayed) <= wait:
-            value.delayed.append(self._register(value.delayed[-1], value.reset))
+        near = max(clocks for clocks in value.delayed if clocks <= wait)
+        if wait - near > RING and len(value.signal) > RING_BITS and not value.reset:
+            value.delayed[wait] = self._ring(value.delayed[near], wait - near)
+            near = wait
+        for clocks in range(near, wait):
+            value.delayed[clocks + 1] = self._register(value.delayed[clocks], value.reset)
         return value.delayed[wait]
 
     def delay(self, value, clocks):
@@ -107,6 +115,20 @@ class Pipe:
     def _register(self, signal, reset):
         later = Signal.like(signal, name="delayed", reset_less=not reset)
         self.m.d.sync += later.eq(signal)
+        return later
+
+    def _ring(self, signal, clocks):
+        """Return a signal some clocks later, by a memory that is read before it is written."""
+        depth = clocks - 1
+        ring = memory.Memory(shape=len(signal), depth=depth, init=[])
+        self.m.submodules += ring
+        place = Signal(range(depth), name="place")
+        self.m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
+        read, write = ring.read_port(), ring.write_port()
+        self.m.d.comb += [read.addr.eq(place), write.addr.eq(place), write.data.eq(signal),
+                          write.en.eq(1)]
+        later = Signal(signal.shape(), name="ring")
+        self.m.d.comb += later.eq(read.data)
         return later
 
     def mux(self, select, a, b, latency=1):

@@ -1,0 +1,277 @@
+"""The accelerator without its control registers and buses to the control memory: only wiring."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from alula.hw import axi, isa
+from alula.hw.axi import ADDRESS_BITS, REQUEST
+from alula.hw.buffers import ParamBuffer, VectorBuffer, write_layout
+from alula.hw.csr import Error
+from alula.hw.formats import COMMAND_BITS, instruction_layout
+from alula.hw.gather import Gather
+from alula.hw.isa import BLOCK, WORD_BYTES, Queue
+from alula.hw.lane.lane import Lane
+from alula.hw.lane.prefetch import Load
+from alula.hw.load import LoadUnit
+from alula.hw.merger import Merger
+from alula.hw.once import Once
+from alula.hw.queues import INDEX_BITS, IssueQueue, Tokens
+from alula.hw.sequencer import UNITS, Sequencer
+from alula.hw.share import ReadShare
+from alula.hw.step import StepTable
+from alula.hw.store import BEAT, StoreUnit
+from alula.hw.vector.unit import VectorUnit
+
+LANE_MODULE = "alula_lane"
+_WORD = ceil_log2(WORD_BYTES)
+
+
+def fork(m, source, sinks):
+    """Pass a stream's payload to all sinks in one clock, when all are ready."""
+    for at, sink in enumerate(sinks):
+        others = Cat(*(other.ready for other in sinks[:at] + sinks[at + 1:]), Const(1, 1))
+        m.d.comb += [sink.valid.eq(source.valid & others.all()), sink.payload.eq(source.payload)]
+    m.d.comb += source.ready.eq(Cat(*(sink.ready for sink in sinks)).all())
+
+
+class Core(wiring.Component):
+    """Units, queues and lanes.
+
+    Members
+    -------
+    go, program, instructions, base : ``In``
+        Start a program at a byte address; ``base`` is the control memory's.
+    bases : ``In``
+        Each lane's memory.
+    ended : ``Out(1)``
+    failed : ``Out(Error)``, failed_index
+        See :class:`alula.hw.supervisor.Supervisor`.
+    load_error, store_error : ``In(1)``
+        Of the control memory's buses.
+    clear, drain : ``In(1)``; idle : ``Out(1)``
+        Of the lanes.
+    requests, words, write_requests, write_beats, written
+        To and from the reader and the writer of the control memory.
+    memories : AXI4 master of each lane
+    beats : ``Out``
+        How many of the lanes got a beat.
+    """
+
+    def __init__(self, arch):
+        self.arch = arch
+        super().__init__({
+            "go": In(1), "program": In(ADDRESS_BITS), "instructions": In(32),
+            "base": In(ADDRESS_BITS), "bases": In(ADDRESS_BITS).array(arch.lanes),
+            "ended": Out(1), "failed": Out(Error), "failed_index": Out(INDEX_BITS),
+            "load_error": In(1), "store_error": In(1),
+            "clear": In(1), "drain": In(1), "idle": Out(1),
+            "requests": Out(stream.Signature(REQUEST)),
+            "words": In(stream.Signature(8 * WORD_BYTES)),
+            "write_requests": Out(stream.Signature(REQUEST)),
+            "write_beats": Out(stream.Signature(BEAT)),
+            "written": In(1),
+            "memories": Out(axi.signature(arch.beat_bytes)).array(arch.lanes),
+            "beats": Out(range(arch.lanes + 1)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        arch = self.arch
+        m.submodules.sequencer = self.sequencer = Sequencer(arch)
+        m.submodules.tokens = tokens = Tokens()
+        m.submodules.step = self.step = StepTable(arch)
+        m.submodules.load = self.load = LoadUnit(arch)
+        m.submodules.store = self.store = StoreUnit(arch)
+        m.submodules.vector = self.vector = VectorUnit(arch)
+        m.submodules.gather = self.gather = Gather(arch)
+        m.submodules.merger = self.merger = Merger(arch)
+        self.queues, self.lanes = [], []
+        for queue in UNITS:
+            m.submodules[f"queue_{queue.name.lower()}"] = issue = IssueQueue(arch.queue_depth)
+            wiring.connect(m, self.sequencer.queues[queue], issue.commands)
+            wiring.connect(m, issue.tokens, tokens.queues[queue])
+            self.queues.append(issue)
+        wiring.connect(m, self.sequencer.tokens, tokens.queues[Queue.SYS])
+        for at in range(arch.lanes):
+            m.submodules[f"lane_{at}"] = lane = Once(Lane(arch), LANE_MODULE)
+            self.lanes.append(lane)
+        self._control(m)
+        self._memory(m)
+        self._buffers(m)
+        self._products(m)
+        self._attention(m)
+        self._lanes(m)
+        self._errors(m)
+        return m
+
+    def _control(self, m):
+        """The sequencer, the step, and the units that take commands by themselves."""
+        sequencer, step = self.sequencer, self.step
+        queues = {queue: self.queues[queue] for queue in UNITS}
+        for queue, unit in ((Queue.LD, self.load), (Queue.ST, self.store),
+                            (Queue.MISC, self.vector)):
+            wiring.connect(m, queues[queue].unit, unit.commands)
+            m.d.comb += [queues[queue].done.eq(unit.done), unit.rows.eq(step.rows)]
+        for unit in (self.load, self.store):
+            m.d.comb += unit.base.eq(self.base)
+            m.d.comb += [mine.eq(row) for mine, row in zip(unit.table, step.table, strict=True)]
+        wiring.connect(m, sequencer.read, step.read)
+        wiring.connect(m, sequencer.advance, step.advance)
+        quiet = Cat(*(queue.idle for queue in self.queues)).all() & self.written
+        m.d.comb += [
+            sequencer.start.eq(self.go), sequencer.program.eq(self.program),
+            sequencer.instructions.eq(self.instructions), sequencer.base.eq(self.base),
+            sequencer.quiet.eq(quiet), self.ended.eq(sequencer.done),
+            sequencer.step_done.eq(step.done), sequencer.step_error.eq(step.error),
+            sequencer.repeats.eq(step.repeats), sequencer.head.eq(step.head),
+            step.base.eq(self.base), step.top_token.eq(self.vector.top_token),
+        ]
+
+    def _memory(self, m):
+        m.submodules.share = share = ReadShare(3, 8 * WORD_BYTES)
+        wiring.connect(m, share.requests, wiring.flipped(self.requests))
+        wiring.connect(m, wiring.flipped(self.words), share.beats)
+        for client, unit in zip(share.clients, (self.sequencer, self.step, self.load),
+                                strict=True):
+            wiring.connect(m, unit.requests, client.requests)
+            wiring.connect(m, client.beats, unit.words)
+        wiring.connect(m, self.store.requests, wiring.flipped(self.write_requests))
+        wiring.connect(m, self.store.beats, wiring.flipped(self.write_beats))
+        m.d.comb += self.store.written.eq(self.written)
+
+    def _buffers(self, m):
+        arch, vector = self.arch, self.vector
+        m.submodules.buffer = self.buffer = buffer = VectorBuffer(arch, 3)
+        m.submodules.params = params = ParamBuffer(arch)
+        self.result_writes, merges, loads = buffer.writes
+        wiring.connect(m, self.merger.writes, merges)
+        wiring.connect(m, self.load.writes, loads)
+        wiring.connect(m, self.store.vector, buffer.reads)
+        storing = ~self.queues[Queue.ST].idle
+        m.d.comb += [
+            buffer.read_enable.eq(vector.read_enable),
+            buffer.read_address.eq(vector.read_address),
+            vector.read_data.eq(buffer.read_data), self.store.vector_data.eq(buffer.read_data),
+            buffer.write.address.eq(vector.write_address),
+            buffer.write.data.eq(vector.write_data), buffer.write.mask.eq(vector.write_mask),
+            params.address.eq(vector.param_address), vector.param_data.eq(params.data),
+            params.write.eq(self.load.params),
+            vector.top_row.eq(Mux(storing, self.store.top_row, self.step.top_row)),
+            vector.top_index.eq(Mux(storing, self.store.top_index, 0)),
+            self.store.top_value.eq(vector.top_value), self.store.top_token.eq(vector.top_token),
+        ]
+
+    def _all_done(self, m, name, pulses, start):
+        """Return a signal that is high from the last of the pulses until the next start."""
+        seen = Signal(len(pulses), name=name)
+        now = seen | Cat(*pulses)
+        m.d.sync += seen.eq(Mux(start, 0, now))
+        return now.all()
+
+    def _products(self, m):
+        """Matrix products end when every lane has, and nothing is on its way."""
+        queue = self.queues[Queue.MM]
+        fork(m, queue.unit, [lane.command for lane in self.lanes])
+        running = Signal()
+        started = queue.unit.valid & queue.unit.ready
+        done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], started)
+        m.d.comb += queue.done.eq(running & done & self.gather.idle)
+        m.d.sync += running.eq(started | (running & ~queue.done))
+        word = self.gather.output.payload
+        result = word.content.result
+        layout = write_layout(self.arch)
+        per_row = self.arch.vector_elements // self.arch.vector_width
+        write = Signal(layout)
+        m.d.comb += [
+            write.address.eq(result.row * per_row + result.block
+                             * (BLOCK // self.arch.vector_width) + result.word),
+            write.data.eq(result.values), write.mask.eq(-1),
+            self.result_writes.payload.eq(write),
+            self.result_writes.valid.eq(self.gather.output.valid & ~word.is_packet),
+            self.merger.packets.valid.eq(self.gather.output.valid & word.is_packet),
+            self.merger.packets.payload.eq(word.content.packet),
+            self.gather.output.ready.eq(Mux(word.is_packet, self.merger.packets.ready,
+                                            self.result_writes.ready)),
+        ]
+
+    def _attention(self, m):
+        """The merger has an attention's command for as long as it runs."""
+        queue, merger = self.queues[Queue.MV], self.merger
+        fork(m, queue.unit, [lane.attend for lane in self.lanes])
+        running = Signal()
+        started = queue.unit.valid & queue.unit.ready
+        held = Signal(COMMAND_BITS)
+        done = self._all_done(m, "attentions_done", [lane.attended for lane in self.lanes],
+                              started)
+        merged = Signal()
+        with m.If(started):
+            m.d.sync += held.eq(queue.unit.payload)
+        m.d.comb += [
+            merger.command.valid.eq(running & ~merged), merger.command.payload.eq(held),
+            merger.rows.eq(self.step.rows), merger.top.eq(self.step.top),
+            queue.done.eq(running & done & merged),
+        ]
+        m.d.sync += [
+            running.eq(started | (running & ~queue.done)),
+            merged.eq(~started & (merged | (merger.command.valid & merger.command.ready))),
+        ]
+
+    def _lanes(self, m):
+        """What every lane is told, and what each is."""
+        load = instruction_layout(isa.LoadStream)(self.load.lanes.payload)
+        is_pages = load.opcode == isa.LoadPages.opcode
+        # A load of pages goes to two queues of a lane at once.
+        ready = Cat(*(lane.loads.ready & (lane.pages.ready | ~is_pages)
+                      for lane in self.lanes)).all()
+        m.d.comb += self.load.lanes.ready.eq(ready)
+        stores = [lane.store for lane in self.lanes]
+        storing, waiting = Signal(), Signal(len(stores))
+        m.d.comb += self.store.lanes.ready.eq(~storing)
+        held = Signal(COMMAND_BITS)
+        with m.If(~storing & self.store.lanes.valid):
+            m.d.sync += [storing.eq(1), waiting.eq(-1), held.eq(self.store.lanes.payload)]
+        with m.Elif(storing):
+            left = waiting & ~Cat(*(port.ready for port in stores))
+            m.d.sync += [waiting.eq(left), storing.eq(left.any())]
+            m.d.comb += self.store.lanes_done.eq(~left.any())
+        for at, lane in enumerate(self.lanes):
+            go = self.load.lanes.valid & ready
+            axi.join(m, self.memories[at], lane.bus)
+            wiring.connect(m, lane.output, self.gather.lanes[at])
+            m.d.comb += [
+                lane.loads.valid.eq(go), lane.pages.valid.eq(go & is_pages),
+                lane.loads.payload.kind.eq(Mux(is_pages, Load.PAGES, Load.STREAM)),
+                lane.loads.payload.address.eq(Cat(Const(0, _WORD), load.offset)),
+                lane.pages.payload.eq(self.load.lanes.payload),
+                lane.store.valid.eq(storing & waiting[at]), lane.store.payload.eq(held),
+                lane.lane.eq(at), lane.base.eq(self.bases[at]),
+                lane.drain.eq(self.drain), lane.clear.eq(self.clear),
+            ]
+            # Registers, because these go to the far ends of the device.
+            m.d.sync += [
+                lane.tokens.eq(self.step.rows), lane.slot_words.eq(self.step.slot_words),
+                lane.row.eq(self.step.row), lane.slot.eq(self.step.slot),
+                lane.codes.eq(self.vector.codes), lane.scales.eq(self.vector.scales),
+            ]
+        m.d.comb += [
+            self.idle.eq(Cat(*(lane.idle for lane in self.lanes)).all()),
+            self.beats.eq(sum(lane.beat for lane in self.lanes)),
+        ]
+
+    def _errors(self, m):
+        """The first error, and the instruction at fault: a lane's is the latest load's."""
+        load, store = self.queues[Queue.LD].index, self.queues[Queue.ST].index
+        causes = [
+            (self.sequencer.error != Error.NONE, self.sequencer.error, self.sequencer.index),
+            (self.load_error, Error.LOAD, Mux(self.queues[Queue.LD].idle, self.sequencer.index,
+                                              load)),
+            (self.store_error, Error.STORE, store),
+            (Cat(*(lane.error for lane in self.lanes)).any(), Error.LANE, load),
+            (Cat(*(lane.write_error for lane in self.lanes)).any(), Error.LANE, store),
+        ]
+        m.d.comb += self.failed_index.eq(self.sequencer.index)
+        for happened, error, index in reversed(causes):
+            with m.If(happened):
+                m.d.comb += [self.failed.eq(error), self.failed_index.eq(index)]

@@ -1,0 +1,126 @@
+"""The vector unit: executes the MISC instructions, one at a time, for all rows of the step."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from alula.hw import isa
+from alula.hw.formats import COMMAND_BITS
+from alula.hw.isa import TOP_K
+from alula.hw.vector.activate import Activate
+from alula.hw.vector.buffers import address_bits, param_bits
+from alula.hw.vector.combine import Combine
+from alula.hw.vector.lanes import WRITE_STAGE, Lanes
+from alula.hw.vector.quantize import Quantize, codes_layout, scales_layout
+from alula.hw.vector.rms_norm import RmsNorm
+from alula.hw.vector.rotate import Rotate
+from alula.hw.vector.select_top import SelectTop
+
+
+class VectorUnit(wiring.Component):
+    """Execute instructions on the vector buffer.
+
+    Members
+    -------
+    commands : ``In(stream of COMMAND_BITS bits)``
+        MISC instructions; ``SelectTop.offset`` is the first element's token. One is taken when the
+        one before is done.
+    done : ``Out(1)``
+        One clock: every effect of the instruction can be read.
+    rows : ``In(range(arch.rows + 1))``
+        Rows of the step, at least 1; constant while an instruction runs.
+    read_address, read_enable, read_data : vector buffer
+        Data comes ``READ_LATENCY`` clocks after the address, which is
+        ``row * row_words + block * words_of_block + word``.
+    write_address, write_data, write_mask : vector buffer
+        A bit of the mask for each element; 0 is no write. An address issued in the next clock
+        reads it.
+    param_address, param_data : parameter buffer, read only; as the vector buffer, without rows
+    codes, scales : ``Out(codes_layout), Out(scales_layout)``
+        Blocks of codes, and each group's scale at its first block, for the activation buffers.
+    top_row, top_index, top_value, top_token : best lists
+        Data ``READ_LATENCY`` clocks after the address, while no ``SelectTop`` runs.
+    """
+
+    def __init__(self, arch):
+        self.arch = arch
+        word, address = 32 * arch.vector_width, address_bits(arch)
+        super().__init__({
+            "commands": In(stream.Signature(COMMAND_BITS)), "done": Out(1),
+            "rows": In(range(arch.rows + 1)),
+            "read_address": Out(address), "read_enable": Out(1), "read_data": In(word),
+            "write_address": Out(address), "write_data": Out(word),
+            "write_mask": Out(arch.vector_width),
+            "param_address": Out(param_bits(arch)), "param_data": In(word),
+            "codes": Out(codes_layout(arch)), "scales": Out(scales_layout(arch)),
+            "top_row": In(range(arch.rows)), "top_index": In(range(TOP_K)),
+            "top_value": Out(32), "top_token": Out(32),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        arch = self.arch
+        m.submodules.lanes = lanes = Lanes(arch)
+        m.submodules.rms_norm = rms_norm = RmsNorm(arch)
+        m.submodules.combine = combine = Combine(arch)
+        m.submodules.rotate = rotate = Rotate(arch)
+        m.submodules.activate = activate = Activate(arch)
+        m.submodules.quantize = quantize = Quantize(arch)
+        m.submodules.select_top = select_top = SelectTop(arch)
+        units = {isa.RmsNorm: rms_norm, isa.Combine: combine, isa.Rotate: rotate,
+                 isa.Activate: activate, isa.Quantize: quantize, isa.SelectTop: select_top}
+        sequencers = (rms_norm, combine, rotate)
+        command, start, finished, ordered = Signal(COMMAND_BITS), Signal(), Signal(), Signal()
+        for insn, unit in units.items():
+            m.d.comb += [unit.command.eq(command), unit.rows.eq(self.rows)]
+            with m.If(command[:isa.HEADER_BITS["opcode"]] == insn.opcode):
+                m.d.comb += [unit.start.eq(start), finished.eq(unit.finished),
+                             self.read_address.eq(unit.read_address)]
+                if unit in sequencers:
+                    m.d.comb += [ordered.eq(1), lanes.step.eq(unit.step),
+                                 self.param_address.eq(unit.param_address)]
+                elif unit is quantize:
+                    m.d.comb += lanes.step.operation.eq(quantize.operation)
+        self._control(m, command, start, finished, ordered)
+        for unit in (lanes, activate, quantize, select_top):
+            m.d.comb += unit.read_data.eq(self.read_data)
+        writer = Signal()  # only one of the two has anything to write
+        m.d.comb += [
+            writer.eq(activate.write_mask.any()),
+            self.write_address.eq(Mux(writer, activate.write_address, lanes.write_address)),
+            self.write_data.eq(Mux(writer, activate.write_data, lanes.write_data)),
+            self.write_mask.eq(activate.write_mask | lanes.write_mask),
+            lanes.param_data.eq(self.param_data),
+            lanes.group_word.eq(quantize.group_word),
+            lanes.scalar.eq(Mux(ordered, rms_norm.scalar, quantize.scalar)),
+            rms_norm.total.eq(lanes.total),
+            quantize.product.eq(lanes.product),
+            self.codes.eq(quantize.codes),
+            self.scales.eq(quantize.scales),
+            select_top.top_row.eq(self.top_row), select_top.top_index.eq(self.top_index),
+            self.top_value.eq(select_top.top_value), self.top_token.eq(select_top.top_token),
+        ]
+        return m
+
+    def _control(self, m, command, start, finished, ordered):
+        """Take a command, start its unit, and wait for it, and for the lanes' last write."""
+        wait = Signal(range(WRITE_STAGE + 1))
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.commands.ready.eq(1)
+                m.d.sync += command.eq(self.commands.payload)
+                with m.If(self.commands.valid):
+                    m.next = "START"
+            with m.State("START"):
+                m.d.comb += [start.eq(1), self.read_enable.eq(1)]
+                m.next = "RUN"
+            with m.State("RUN"):
+                m.d.comb += self.read_enable.eq(1)
+                m.d.sync += wait.eq(Mux(ordered, WRITE_STAGE, 0))
+                with m.If(finished):
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.comb += [self.read_enable.eq(1), self.done.eq(wait == 0)]
+                m.d.sync += wait.eq(wait - 1)
+                with m.If(wait == 0):
+                    m.next = "IDLE"
