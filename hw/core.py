@@ -12,7 +12,7 @@ from alula.hw.csr import Error
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.gather import Gather
 from alula.hw.isa import BLOCK, WORD_BYTES, Queue
-from alula.hw.lane.lane import Lane
+from alula.hw.lane.lane import lane_signature
 from alula.hw.lane.prefetch import Load
 from alula.hw.load import LoadUnit
 from alula.hw.merger import Merger
@@ -95,7 +95,7 @@ class Core(wiring.Component):
             self.queues.append(issue)
         wiring.connect(m, self.sequencer.tokens, tokens.queues[Queue.SYS])
         for at in range(arch.lanes):
-            m.submodules[f"lane_{at}"] = lane = Once(Lane(arch), LANE_MODULE)
+            m.submodules[f"lane_{at}"] = lane = Once(lane_signature(arch), LANE_MODULE)
             self.lanes.append(lane)
         self._control(m)
         self._memory(m)

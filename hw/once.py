@@ -14,10 +14,9 @@ class Once(wiring.Component):
     it.
     """
 
-    def __init__(self, component, name):
+    def __init__(self, signature, name):
         self.name = name
-        members = dict(component.signature.members)
-        super().__init__(members | {"clear": In(1)})
+        super().__init__(dict(signature.members) | {"clear": In(1)})
 
     def elaborate(self, platform):
         m = Module()

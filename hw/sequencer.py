@@ -122,15 +122,15 @@ class Sequencer(wiring.Component):
         with m.FSM():
             with m.State("idle"):
                 m.d.sync += pc.eq(0)
-                too_long = self.instructions > arch.program_instructions
+                fits = (self.instructions != 0) & (self.instructions <= arch.program_instructions)
                 m.d.comb += [
                     self.requests.payload.address.eq(self.program),
                     self.requests.payload.beats.eq(self.instructions),
-                    self.requests.valid.eq(self.start & ~too_long),
+                    self.requests.valid.eq(self.start & fits),
                 ]
                 m.d.sync += [register.eq(0) for register in registers]
-                with m.If(self.start & (too_long | (self.instructions == 0))):
-                    m.d.comb += [self.requests.valid.eq(0), self.error.eq(Error.PROGRAM)]
+                with m.If(self.start & ~fits):
+                    m.d.comb += self.error.eq(Error.PROGRAM)
                     m.next = "stopped"
                 with m.Elif(self.start & self.requests.ready):
                     m.next = "load"

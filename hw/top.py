@@ -1,5 +1,7 @@
 """The accelerator as a kernel: control registers, buses, and the core."""
 
+import re
+
 from amaranth.hdl import Module, Mux, ResetInserter
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -87,5 +89,11 @@ class Top(wiring.Component):
 
 
 def verilog(arch):
-    """Return the accelerator's Verilog: the kernel and, once, a lane."""
-    return generate(Lane(arch), LANE_MODULE) + generate(Top(arch), TOP_MODULE)
+    """Return the accelerator's Verilog: the kernel and, once, a lane.
+
+    Ports are named as kernels' are: ``m_axi_lane_0_araddr``.
+    """
+    top = generate(Top(arch), TOP_MODULE)
+    port = re.compile(r"\b[ms]_axi_\w+")
+    return generate(Lane(arch), LANE_MODULE) + port.sub(
+        lambda name: name[0].replace("__", "_"), top)

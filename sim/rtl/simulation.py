@@ -1,0 +1,144 @@
+"""The Verilated accelerator with its memories, as Python sees it; nothing here runs every clock."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.hw import csr
+from alula.hw.arch import ArchConfig
+from alula.hw.csr import Ctrl, Error, Register
+from alula.hw.isa import WORD_BYTES
+
+BASE = 0x10_0000_0000  # of the memories, apart from each other: as far as a card's may be
+APART = 0x10_0000_0000
+_SLICE = 200_000  # clocks between two looks at whether someone wants to stop
+
+
+class RunError(RuntimeError):
+    """A run ended with an error; its cause and instruction are in the message."""
+
+    def __init__(self, error: Error, index: int) -> None:
+        self.error, self.index = error, index
+        super().__init__(f"the accelerator must end its run without an error, not with "
+                         f"{error.name} at instruction {index}")
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """How the memory behind a port answers.
+
+    Parameters
+    ----------
+    latency
+        Clocks from an address to its first beat.
+    bandwidth
+        Share of clocks that may carry a beat.
+    stall
+        Chance that a channel waits in a clock.
+    seed
+        Of the stalls.
+    """
+
+    latency: int = 1
+    bandwidth: float = 1.0
+    stall: float = 0.0
+    seed: int = 0
+
+
+class Simulation:
+    """An accelerator that is out of reset.
+
+    Port 0 is the control memory's; lane ``i`` is port ``i + 1``.
+    """
+
+    def __init__(self, library: Path, arch: ArchConfig) -> None:
+        self.arch = arch
+        self._library = ctypes.CDLL(str(library))
+        for name, result, arguments in (
+                ("new", ctypes.c_void_p, ()), ("delete", None, ()),
+                ("region", None, (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64,
+                                  ctypes.c_void_p, ctypes.c_int)),
+                ("timing", None, (ctypes.c_uint32,) * 5),
+                ("write_register", None, (ctypes.c_uint32, ctypes.c_uint32)),
+                ("read_register", ctypes.c_uint32, (ctypes.c_uint32,)),
+                ("wait", ctypes.c_int, (ctypes.c_uint64,)),
+                ("clocks", ctypes.c_uint64, ()),
+                ("read_beats", ctypes.c_uint64, (ctypes.c_uint32,)),
+                ("written_beats", ctypes.c_uint64, (ctypes.c_uint32,)),
+                ("trace", ctypes.c_int, (ctypes.c_char_p, ctypes.c_uint64))):
+            function = getattr(self._library, f"alula_{name}")
+            function.restype = result
+            function.argtypes = (*(() if name == "new" else (ctypes.c_void_p,)), *arguments)
+            setattr(self, f"_{name}", function)
+        self._machine = ctypes.c_void_p(self._new())
+        self._kept: list[NDArray[np.uint8]] = []  # memories must outlive the machine
+        self.status = np.zeros(1, csr.STATUS)
+        self.attach(0, BASE - APART, self.status.view(np.uint8), writable=True)
+        self._write64(Register.STATUS, BASE - APART)
+        self.write_register(Register.GIE, 1)
+        self.write_register(Register.IER, 1)
+
+    def __del__(self) -> None:
+        if getattr(self, "_machine", None):
+            self._delete(self._machine)
+
+    def attach(self, port: int, start: int, data: NDArray[np.uint8], *, writable: bool) -> None:
+        """Put bytes at an address of a port's memory; what is nowhere answers with an error."""
+        assert data.dtype == np.uint8 and data.flags.c_contiguous
+        self._kept.append(data)
+        self._region(self._machine, port, start, data.size, data.ctypes.data, int(writable))
+
+    def set_memory(self, model: MemoryModel) -> None:
+        for port in range(1 + self.arch.lanes):
+            self._timing(self._machine, port, model.latency, round(1024 * model.bandwidth),
+                         round(65536 * model.stall), model.seed)
+
+    def write_register(self, offset: int, value: int) -> None:
+        self._write_register(self._machine, offset, value)
+
+    def read_register(self, offset: int) -> int:
+        return int(self._read_register(self._machine, offset))
+
+    def _write64(self, offset: int, value: int) -> None:
+        self.write_register(offset, value & 0xFFFF_FFFF)
+        self.write_register(offset + 4, value >> 32)
+
+    def load(self, control: int, lanes: list[int], program: int, instructions: int) -> None:
+        """Tell the accelerator where its memories and its program are; all byte addresses."""
+        self._write64(Register.CONTROL, control)
+        for at, start in enumerate(lanes):
+            self._write64(Register.LANE + 8 * at, start)
+        self.write_register(Register.PROGRAM, program // WORD_BYTES)
+        self.write_register(Register.INSTRUCTIONS, instructions)
+
+    def run(self, watchdog: int = 0) -> int:
+        """Run the program once, and return its clocks; raise :class:`RunError`."""
+        self.write_register(Register.WATCHDOG, watchdog)
+        self.write_register(Register.CTRL, 1 << Ctrl.START)
+        while not self._wait(self._machine, _SLICE):
+            pass
+        self.write_register(Register.ISR, 1)
+        self.write_register(Register.CTRL, 1 << Ctrl.CONTINUE)
+        status = self.status[0]
+        if status["magic"] != csr.STATUS_MAGIC:
+            raise RuntimeError("the accelerator wrote no status record")
+        if status["error"]:
+            raise RunError(Error(int(status["error"])), int(status["index"]))
+        return int(status["cycles"])
+
+    @property
+    def clocks(self) -> int:
+        return int(self._clocks(self._machine))
+
+    def beats_read(self, port: int) -> int:
+        return int(self._read_beats(self._machine, port))
+
+    def trace(self, path: Path, clocks: int) -> None:
+        """Write what happens in the next clocks to an FST file."""
+        if not self._trace(self._machine, str(path).encode(), clocks):
+            raise OSError(f"{path} must be a file that can be written, in a build with tracing")
