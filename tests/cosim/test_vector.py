@@ -158,13 +158,13 @@ class Host:
             if dut.done.value:
                 break
             await FallingEdge(dut.clk)
-        assert dut.done.value, f"{isa.disassemble(instruction)} must end"
+        assert dut.done.value, f"{isa.text(instruction)} must end"
         await FallingEdge(dut.clk)
         return clocks
 
     async def check(self, instruction):
         """Compare everything the instruction could change."""
-        machine, text = self.machine, isa.disassemble(instruction)
+        machine, text = self.machine, isa.text(instruction)
         got = np.frombuffer(await self.read(VECTOR, machine.vector.size // self.width,
                                             4 * self.width), np.uint32)
         _equal(got, machine.vector.view(np.uint32).reshape(-1), f"{text}: vector")
@@ -319,7 +319,7 @@ async def instruction_equals_golden(dut, kind):
         with np.errstate(all="ignore"):
             clocks = await host.run(instruction)
         dut._log.info("%d rows, %d clocks: %s", len(host.machine.rows), clocks,
-                      isa.disassemble(instruction))
+                      isa.text(instruction))
         await host.check(instruction)
 
 
