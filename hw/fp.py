@@ -131,12 +131,13 @@ def _normalize(p, sign, kind, exponent, bits):
 
     def shift(steps):
         def run(exponent, bits):
+            count = []  # of zeros, the highest bit first
             for step in steps:
                 zeros = p.wire(~bits[-step:].any(), "zeros")
                 bits = p.wire(Mux(zeros, Cat(Const(0, step), bits[:-step]), bits), "shifted")
-                exponent = (exponent - Mux(zeros, step, 0))[:len(exponent)].as_signed()
-                exponent = p.wire(exponent, "exponent")
-            return exponent, bits
+                count.insert(0, zeros)
+            count = Cat(Const(0, steps[-1].bit_length() - 1), *count)
+            return (exponent - count)[:len(exponent)].as_signed(), bits
         return run
 
     exponent, bits = p.apply(shift(steps[:2]), exponent, bits)
@@ -295,12 +296,12 @@ def from_half(p, half):
     """Return an fp16 word as fp32, exactly: fp16 subnormals are normal fp32 numbers."""
     def widen(bits):
         x = data.View(HALF, bits)
-        fraction, exponent = x.fraction, Const(BIAS - 15 + 1, 8)
-        for step in (8, 4, 2, 1):  # what a subnormal must be shifted for its top bit to leave
+        fraction, count = x.fraction, []
+        for step in (8, 4, 2, 1):  # leading zeros of a subnormal
             zeros = p.wire(~fraction[-step:].any(), "zeros")
             fraction = p.wire(Mux(zeros, fraction << step, fraction)[:10], "fraction")
-            exponent = p.wire((exponent - Mux(zeros, step, 0))[:8], "exponent")
-        small = Cat(Const(0, 14), fraction[:9], (exponent - 1)[:8])
+            count.insert(0, zeros)
+        small = Cat(Const(0, 14), fraction[:9], (BIAS - 15 - Cat(*count))[:8])
         subnormal = Mux(x.fraction == 0, 0, small)
         normal = Cat(Const(0, 13), x.fraction, (x.exponent + (BIAS - 15))[:8])
         special = Mux(x.fraction == 0, INFINITY, NAN)

@@ -11,7 +11,7 @@ Pipelines run freely: nothing stalls, and what belongs to an element, such as it
 through beside it.
 """
 
-from amaranth.hdl import Const, Mux, Signal, Value as Expression
+from amaranth.hdl import Const, Module, Mux, Signal, Value as Expression
 from amaranth.lib import memory
 
 from alula.hw import fp
@@ -40,7 +40,9 @@ class Pipe:
     """Builder of one pipeline in a module; all registers are in the domain ``sync``."""
 
     def __init__(self, m):
-        self.m = m
+        # A module of its own: within an `m.If`, a register made in `m` would be part of the branch.
+        self.m = Module()
+        m.submodules += self.m
 
     def input(self, signal, stage=0, *, reset=False):
         """Return a signal as a value; several inputs may come at different stages."""

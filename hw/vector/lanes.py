@@ -1,4 +1,4 @@
-"""The arithmetic that the vector unit's instructions share: two multipliers and an adder an element.
+"""The arithmetic that instructions share: two multipliers and an adder for each element.
 
 All steps take the same time, whatever they do: words are read at stage 0, operands are chosen at
 stage 2, the first product is there at stage 7, the second at 11, the sum at 18, and the result is
@@ -55,7 +55,7 @@ def step_layout(arch):
         "first": 1,  # SQUARE: the partial sum is 0 so far
         "partial": index,  # where the partial sum goes, and comes from
         "other": index,  # FOLD: the second operand
-        "fold": range(log2(arch.vector_width) + 1),  # FOLD: if not 0, the first operand's upper half
+        "fold": range(log2(arch.vector_width) + 1),  # FOLD: if not 0, by the upper half
     })
 
 

@@ -38,7 +38,9 @@ class Rotate(Sequencer):
             more.eq(Mux(insn.interleaved, ((word + 1) << 1) < turning, word + 1 < half)),
             self.read_address.eq(base + source + at + inside),
             step.target.eq(base + first_word(arch, insn.target) + at + inside),
-            step.mask.eq(~0),
+            # All elements. A bare constant would become `always @*` with nothing to wait for, which
+            # a Verilog simulator never runs.
+            step.mask.eq((insn.heads != 0).replicate(arch.vector_width)),
             step.upper.eq(upper),
         ]
         m.d.sync += turned.eq(0)
