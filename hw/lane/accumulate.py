@@ -30,8 +30,9 @@ def tag_layout(shape):
 
 def result_layout(arch):
     """Return the layout of a result: ``vector_width`` values of a block of a token's row."""
-    return data.StructLayout({"row": 6, "block": 16, "word": range(max(2, BLOCK // arch.vector_width)),
-                              "values": 32 * arch.vector_width})
+    return data.StructLayout({
+        "row": 6, "block": 16, "word": range(max(2, BLOCK // arch.vector_width)),
+        "values": 32 * arch.vector_width})
 
 
 class ScaleAccumulate(wiring.Component):

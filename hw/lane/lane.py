@@ -64,7 +64,8 @@ class Lane(wiring.Component):
         m.d.comb += [
             prefetch.base.eq(self.base), self.error.eq(prefetch.error),
             queue.fetch.valid.eq(linear.fetch.valid), linear.fetch.ready.eq(queue.fetch.ready),
-            queue.fetch.payload.first.eq(cursor), queue.fetch.payload.beats.eq(linear.fetch.payload),
+            queue.fetch.payload.first.eq(cursor),
+            queue.fetch.payload.beats.eq(linear.fetch.payload),
             prefetch.read_pointer.eq(queue.read_pointer), prefetch.release.eq(queue.release),
             queue.data.eq(prefetch.data), queue.available.eq(prefetch.available),
             self.beat.eq(queue.beats.valid & queue.beats.ready),

@@ -1,4 +1,4 @@
-"""One DSP slice: two multiplies that share an operand, and an adder that cascades or accumulates."""
+"""One DSP slice: two multiplies that share an operand, and an adder to cascade or accumulate."""
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import enum, wiring
@@ -36,8 +36,8 @@ class DspSlice(wiring.Component):
     add : ``In(Add)``
         Belongs to the operands of the same clock.
     cascade : ``In(48)``
-        A neighbour's ``cascade_out``, as it is ``LATENCY - 1`` clocks after the operands: that of operands
-        a clock earlier than these.
+        A neighbour's ``cascade_out``, as it is ``LATENCY - 1`` clocks after the operands: that of
+        operands a clock earlier than these.
     sum, cascade_out : ``Out(signed(48))``
         ``LATENCY`` clocks after the operands; the latter may only go to a neighbour.
     """

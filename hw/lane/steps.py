@@ -190,8 +190,8 @@ class Steps(wiring.Component):
             look.eq((self.looked < self.headed) & (self.looked != self.segment)
                     & (~first | move)),
             port.en.eq(move),
-            port.addr.eq(Cat(header[TILE_ROWS + 4:TILE_ROWS + 6], header[TILE_ROWS + 2:TILE_ROWS + 4],
-                             (self.group_log2 - 4)[:3])),
+            port.addr.eq(Cat(header[TILE_ROWS + 4:TILE_ROWS + 6],
+                             header[TILE_ROWS + 2:TILE_ROWS + 4], (self.group_log2 - 4)[:3])),
         ]
         with m.If(look):
             m.d.sync += [header.eq(self.headers.word_select(self.looked[:4], HEADER_BITS)),
@@ -262,9 +262,8 @@ class Steps(wiring.Component):
                     m.d.sync += at.eq(self.moved)
                     with m.If(self.headed + shape.beat_bytes // 4 >= self.segment):
                         m.next = "COUNT"
-            with m.State("COUNT"):
-                with m.If(self.counted[:1] == 0):
-                    m.next = "SCALES"
+            with m.State("COUNT"), m.If(~self.counted[0]):
+                m.next = "SCALES"
             with m.State("SCALES"):
                 m.d.comb += [
                     scales.eq(1),

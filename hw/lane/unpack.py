@@ -137,21 +137,18 @@ class Unpacker(wiring.Component):
             write.addr.eq(step.chunk), read.addr.eq(step.chunk), write.data.eq(codes),
             write.en.eq(self.go & step.valid & (step.kind == Kind.POSITIONS)),
             here.eq(Mux(step.chunked, read.data, codes))]
-        selects, kept = [], Signal(2)
-        m.d.comb += kept.eq(self.bundle_kept())
+        selects, decoders = [], []
+        kept = self._register(self.stages[-1].kept)
         for j in range(count):
             m.submodules[f"decoder_{j}"] = decoder = PositionDecoder()
             m.d.comb += [decoder.enable.eq(self.go), decoder.kept.eq(step.kept),
                          decoder.code.eq(here[width * j:width * (j + 1)])]
-            sparse = decoder.first if j % 2 == 0 else Mux(kept == 3, before.second, decoder.first)
+            decoders.append(decoder)
+            sparse = (decoder.first if j % 2 == 0
+                      else Mux(kept == 3, decoders[j - 1].second, decoder.first))
             dense = sum((8 * (j % 2) + k) << 4 * k for k in range(8))
             selects.append(Mux(kept == 0, Const(dense, 32), sparse))
-            before = decoder
         m.d.comb += self.bundles.payload.selects.eq(Cat(selects))
-
-    def bundle_kept(self):
-        """Return the kept quarters of the bundle's tile."""
-        return self._register(self.stages[-1].kept)
 
     def _weights(self, raw, items):
         """Cut out codes and subtract zero points: from stage 2 to the bundle."""
