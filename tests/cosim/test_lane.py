@@ -141,7 +141,7 @@ class Bench:
 
 
 @cocotb.test()
-@cocotb.parametrize(tokens=[1, 2, 5])
+@cocotb.parametrize(tokens=[1, 2, 5, 16])
 async def dense(dut, tokens):
     bench = Bench(dut, tokens, tokens=min(tokens, _arch().rows))
     beat = bench.arch.beat_bytes
