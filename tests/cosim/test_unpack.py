@@ -57,14 +57,6 @@ class Rebuilt:
         assert not any(bundle["_weights"][8 * region * count:])
 
 
-def fields(layout, value):
-    out = {}
-    for name, field in layout:
-        out[name] = value[field.offset + field.width - 1:field.offset] if field.width > 1 else int(
-            value[field.offset])
-    return out
-
-
 def parse(shape, layout, value):
     bundle = {}
     number = value.to_unsigned()
