@@ -14,8 +14,6 @@ from alula.compiler.pack import PackStats, pack_strips
 from alula.hw.arch import BUILDS
 from alula.sim.unpack import unpack_stream
 
-NARROW = 1 << 16
-
 
 def pauses(seed, share):
     generator = random.Random(seed)
@@ -73,6 +71,15 @@ SMALL = dict(activation_elements=8192, prefetch_beats=256, rows=4)
 ARCHS = {"sim": BUILDS["sim"], "wide": replace(BUILDS["u55c"], **SMALL),
          "middle": replace(BUILDS["u55c"], beat_bytes=32, lane_dsps=64, vector_width=8, **SMALL),
          "deep": replace(BUILDS["kv260"], **{**SMALL, "rows": 2})}
+
+
+def extreme(rows, cols, group, beat):
+    """Return a matrix whose weights are all 255, or all -255 in odd rows."""
+    codes, zeros = np.full((rows, cols), 255, np.uint8), np.zeros((rows, cols // group), np.uint8)
+    codes[1::2], zeros[1::2] = 0, 255
+    scales = np.ones(zeros.shape, np.float32)
+    data = b"".join(pack_strips(Codes(codes, scales, zeros), 8, group, 0, beat, PackStats()))
+    return Weights(-(-rows // 16), cols // group, group, beat, np.frombuffer(data, np.uint8))
 
 
 def arch_of(name):

@@ -13,6 +13,7 @@ from alula.hw.pipe import Pipe
 
 EXPONENT_BITS = 10
 DISTANCE = fp.ADD_LATENCY  # clocks from one addition to an accumulator to the next
+GROUP_SUM_BITS = 24  # of 256 products: 256 * 127 * 255 < 2**23
 STRIP_BANKS = 2  # strips whose accumulators are held
 
 
@@ -30,8 +31,9 @@ def tag_layout(shape):
 
 def result_layout(arch):
     """Return the layout of a result: ``vector_width`` values of a block of a token's row."""
-    return data.StructLayout({"row": 6, "block": 16, "word": range(max(2, BLOCK // arch.vector_width)),
-                              "values": 32 * arch.vector_width})
+    return data.StructLayout({
+        "row": 6, "block": 16, "word": range(max(2, BLOCK // arch.vector_width)),
+        "values": 32 * arch.vector_width})
 
 
 class ScaleAccumulate(wiring.Component):
@@ -93,7 +95,7 @@ class ScaleAccumulate(wiring.Component):
         """Return the integer sums: a row's own part of the tree, over its chunks."""
         m, shape = self.m, self.shape
         top = shape.half_windows.bit_length() - 1
-        bits = tap_bits(top)
+        bits = max(tap_bits(top), GROUP_SUM_BITS)
         by_rows = []  # by log2 of the rows
         for rows_log2 in range(shape.rows_log2 + 1):
             level = top - rows_log2

@@ -1,7 +1,7 @@
 """A lane's copy of the quantized activations."""
 
 from amaranth.hdl import Cat, Const, Module, Signal
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw.isa import BLOCK

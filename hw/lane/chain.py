@@ -61,7 +61,7 @@ class Chain(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        sums = [None] * self.shape.half_windows
+        before, sums = ([None] * self.shape.half_windows for _ in range(2))
         own = [None] * self.shape.slots
         for k in range(CASCADE):
             operands = [self._column(m, part, bits, k)
@@ -78,8 +78,8 @@ class Chain(wiring.Component):
                                   for part, bits in zip(operands, (9, 9, 8), strict=True))
                 m.d.comb += [cell.b.eq(weight), cell.lo.eq(lo), cell.hi.eq(hi), cell.add.eq(add)]
                 if k:
-                    m.d.comb += cell.cascade.eq(sums[j])
-                sums[j] = cell.sum
+                    m.d.comb += cell.cascade.eq(before[j].cascade_out)
+                before[j], sums[j] = cell, cell.sum
                 own[CASCADE * j + k] = cell.sum[:OWN_BITS]
         m.d.comb += self.own.eq(Cat(own))
         self._tree(m, sums)

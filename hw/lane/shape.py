@@ -81,18 +81,21 @@ class TileFormat:
         Bundles of a row; more than 1 only if ``rows_log2`` is 0.
     payload
         Bytes of a row.
+    entries
+        A row's position codes come in so many takes, the first with the codes of the first chunk.
+        A take is for two chunks of rows that keep 4 or 8 of 16, and for one of 12 of 16.
+    entry_bits
+        From one take's position codes to the next one's.
     positions_bytes
-        Whole bytes that the position codes of a row need, if they are taken before its codes.
-    skip
-        Bytes from a row's start to its first code, if there are chunks.
-    chunk_bytes, last_bytes
-        What a chunk before the last, and the last, advance by.
+        Whole bytes that the position codes of a row need.
+    chunk_bytes, chunk_need
+        What a chunk before the last advances by and needs.
+    last_bytes
+        What the last chunk advances by and needs.
     used
         Mask of the half-windows with codes, if all rows are there.
     code_bits, position_bits
         Of each part: where its first code, and its first position code, are.
-    chunk_position_bits
-        From one chunk's position codes to the next chunk's.
     """
 
     def __init__(self, shape, group_log2, kept, bits):
@@ -108,19 +111,19 @@ class TileFormat:
         codes = {0: 8, 4: 4, 8: 8, 12: 6}[kept]  # of a half-window, on average
         positions = windows * coded
         chunked = self.chunks > 1
-        self.positions_bytes = -(-positions // 8) if chunked else 0
-        self.skip = positions // 8 if chunked else 0
+        self.positions_bytes = -(-positions // 8)
+        taken = half_windows // per_window  # windows whose positions are taken together
+        self.entries = max(1, windows // taken) if kept else 1
+        self.entry_bits = positions // self.entries
         self.chunk_bytes = most * codes * bits // 8 if chunked else 0
-        self.last_bytes = self.payload - self.skip - (self.chunks - 1) * self.chunk_bytes
-        self.need = rows * self.payload if not chunked else max(self.chunk_bytes + 1,
-                                                                self.last_bytes)
+        self.chunk_need = -(-(positions + most * codes * bits) // 8)
+        self.last_bytes = self.payload - (self.chunks - 1) * self.chunk_bytes
+        self.need = (max(self.chunk_need, self.last_bytes) if chunked else rows * self.payload)
         region, used = half_windows // rows, min(length, most)
         self.used = sum(((1 << used) - 1) << (row * region) for row in range(rows))
         self.code_bits, self.position_bits = [], []
-        first = positions % 8 if chunked else positions
         for part in range(shape.rows):
             row, inside = divmod(part, shape.rows // rows)
             start, ahead = 8 * row * self.payload, inside * shape.part_half_windows
-            self.code_bits.append(start + first + ahead * codes * bits)
+            self.code_bits.append(start + positions + ahead * codes * bits)
             self.position_bits.append(start + ahead // per_window * coded)
-        self.chunk_position_bits = most // per_window * coded if chunked else 0

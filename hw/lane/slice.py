@@ -1,4 +1,4 @@
-"""One DSP slice: two multiplies that share an operand, and an adder that cascades or accumulates."""
+"""One DSP slice: two multiplies that share an operand, and an adder to cascade or accumulate."""
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import enum, wiring
@@ -36,17 +36,18 @@ class DspSlice(wiring.Component):
     add : ``In(Add)``
         Belongs to the operands of the same clock.
     cascade : ``In(48)``
-        A neighbour's ``sum``, as it is ``LATENCY - 1`` clocks after the operands: that of operands
-        a clock earlier than these.
-    sum : ``Out(signed(48))``
-        ``LATENCY`` clocks after the operands.
+        A neighbour's ``cascade_out``, as it is ``LATENCY - 1`` clocks after the operands: that of
+        operands a clock earlier than these.
+    sum, cascade_out : ``Out(signed(48))``
+        ``LATENCY`` clocks after the operands; the latter may only go to a neighbour.
     """
 
     def __init__(self, primitive=False):
         self.primitive = primitive
         super().__init__({
             "lo": In(signed(9)), "hi": In(signed(8)), "b": In(signed(9)), "add": In(Add),
-            "cascade": In(signed(SUM_BITS)), "sum": Out(signed(SUM_BITS))})
+            "cascade": In(signed(SUM_BITS)), "sum": Out(signed(SUM_BITS)),
+            "cascade_out": Out(signed(SUM_BITS))})
 
     def elaborate(self, platform):
         m = Module()
@@ -65,6 +66,7 @@ class DspSlice(wiring.Component):
         joined = Signal(signed(27), reset_less=True)
         product, mode = Signal(signed(36), reset_less=True), Signal(Add, reset_less=True)
         base = Signal(signed(SUM_BITS))
+        m.d.comb += self.cascade_out.eq(self.sum)
         with m.Switch(mode):
             with m.Case(Add.CASCADE):
                 m.d.comb += base.eq(self.cascade)
@@ -112,4 +114,4 @@ class DspSlice(wiring.Component):
                 "M", "P")},
             **{f"i_RST{name}": Const(0, 1) for name in (
                 "A", "ALLCARRYIN", "ALUMODE", "B", "C", "CTRL", "D", "INMODE", "M", "P")},
-            o_P=self.sum)
+            o_P=self.sum, o_PCOUT=self.cascade_out)

@@ -23,8 +23,8 @@ class Kind(enum.Enum, shape=2):
 
     SCALES = 0
     ZERO_POINTS = 1
-    POSITIONS = 2  # of one chunk of a row
-    CODES = 3  # with their positions, if the row is one chunk
+    POSITIONS = 2  # of later chunks of a row
+    CODES = 3  # with the positions at the row's start
 
 
 def step_layout(shape):
@@ -49,9 +49,10 @@ def _format_table(shape):
     for key in format_keys():
         tile = TileFormat(shape, *key)
         entry = dict(rows_log2=tile.rows_log2, last_chunk=tile.chunks - 1,
-                     chunked=int(tile.chunks > 1), positions=tile.positions_bytes, skip=tile.skip,
-                     chunk_bytes=tile.chunk_bytes, last_bytes=tile.last_bytes, used=tile.used,
-                     chunk_position_bits=tile.chunk_position_bits)
+                     chunked=int(tile.chunks > 1), positions=tile.positions_bytes,
+                     last_entry=tile.entries - 1, entry_bits=tile.entry_bits,
+                     chunk_bytes=tile.chunk_bytes, chunk_need=tile.chunk_need,
+                     last_bytes=tile.last_bytes, used=tile.used)
         mask = 8 * shape.buffer_beats * shape.beat_bytes - 1
         for row in range(shape.rows):
             fits = row < 1 << tile.rows_log2
@@ -190,8 +191,8 @@ class Steps(wiring.Component):
             look.eq((self.looked < self.headed) & (self.looked != self.segment)
                     & (~first | move)),
             port.en.eq(move),
-            port.addr.eq(Cat(header[TILE_ROWS + 4:TILE_ROWS + 6], header[TILE_ROWS + 2:TILE_ROWS + 4],
-                             (self.group_log2 - 4)[:3])),
+            port.addr.eq(Cat(header[TILE_ROWS + 4:TILE_ROWS + 6],
+                             header[TILE_ROWS + 2:TILE_ROWS + 4], (self.group_log2 - 4)[:3])),
         ]
         with m.If(look):
             m.d.sync += [header.eq(self.headers.word_select(self.looked[:4], HEADER_BITS)),
@@ -215,8 +216,8 @@ class Steps(wiring.Component):
         bytes_ = Array([Const(0, 1), *whole])[Mux(count > together, together, count)]
         last = chunk == constants.last_chunk
         need = Mux(positions, constants.positions,
-                   Mux(last, constants.last_bytes, constants.chunk_bytes + 1))
-        advance = Mux(positions, Mux(last, constants.skip, 0),
+                   Mux(last, constants.last_bytes, constants.chunk_need))
+        advance = Mux(positions, 0,
                       Mux(last, constants.last_bytes, constants.chunk_bytes))
         chunked = constants.chunked & (rows != 0)
         return Mux(chunked, need, bytes_), Mux(chunked, advance, bytes_)
@@ -240,7 +241,7 @@ class Steps(wiring.Component):
         m.d.comb += [
             together.eq(1 << constants.rows_log2),
             count.eq(Mux(rows < together, rows, together)),
-            last_chunk.eq(chunk == constants.last_chunk),
+            last_chunk.eq(chunk == Mux(positions, constants.last_entry, constants.last_chunk)),
             row_done.eq(~positions & last_chunk),
             last_step.eq((rows <= together) & ((rows == 0) | row_done)),
         ]
@@ -262,9 +263,8 @@ class Steps(wiring.Component):
                     m.d.sync += at.eq(self.moved)
                     with m.If(self.headed + shape.beat_bytes // 4 >= self.segment):
                         m.next = "COUNT"
-            with m.State("COUNT"):
-                with m.If(self.counted[:1] == 0):
-                    m.next = "SCALES"
+            with m.State("COUNT"), m.If(~self.counted[0]):
+                m.next = "SCALES"
             with m.State("SCALES"):
                 m.d.comb += [
                     scales.eq(1),
@@ -312,7 +312,7 @@ class Steps(wiring.Component):
         # The tile's next step, or the next tile's first.
         rows_then, chunk_then, positions_then = Signal(5), Signal(CHUNK_BITS), Signal()
         source = Signal.like(constants)
-        finished = Signal()
+        finished, row_begins = Signal(), Signal()
         m.d.comb += [
             finished.eq(self.issue & codes & last_step),
             self.take.eq(self.next.valid & (~tile.valid | finished)),
@@ -322,24 +322,25 @@ class Steps(wiring.Component):
         with m.If(self.take):
             ahead = self.next
             m.d.comb += [
-                source.eq(ahead.constants), rows_then.eq(ahead.count), chunk_then.eq(0),
-                positions_then.eq(ahead.constants.chunked & (ahead.count != 0)
-                                  & (ahead.header[TILE_ROWS:TILE_ROWS + 4] != 0))]
-            m.d.sync += [tile.valid.eq(1), done.eq(0), coded.eq(0), tiles_here.eq(tiles_here + 1)]
+                source.eq(ahead.constants), rows_then.eq(ahead.count), row_begins.eq(1)]
+            m.d.sync += [tile.valid.eq(1), done.eq(0), tiles_here.eq(tiles_here + 1)]
         with m.Elif(finished):
             m.d.sync += tile.valid.eq(0)
         with m.Elif(self.issue & codes):
             m.d.comb += chunk_then.eq(chunk + 1)
             with m.If(positions):
-                m.d.sync += coded.eq(coded + constants.chunk_position_bits)
+                m.d.sync += coded.eq(coded + constants.entry_bits)
             with m.If(last_chunk):
                 m.d.comb += [chunk_then.eq(0), positions_then.eq(0)]
                 m.d.sync += coded.eq(0)
             with m.If(row_done):
-                m.d.comb += [rows_then.eq(rows - together),
-                             positions_then.eq(constants.chunked
-                                               & (tile.header[TILE_ROWS:TILE_ROWS + 4] != 0))]
+                m.d.comb += [rows_then.eq(rows - together), row_begins.eq(1)]
                 m.d.sync += done.eq(done + together)
+        with m.If(row_begins):
+            # The positions of all takes but the first come before the codes.
+            more = (source.last_entry != 0) & (rows_then != 0)
+            m.d.comb += [positions_then.eq(more), chunk_then.eq(more)]
+            m.d.sync += coded.eq(Mux(more, source.entry_bits, 0))
         planned = self._plan(source, rows_then, chunk_then, positions_then)
         m.d.sync += [rows.eq(rows_then), chunk.eq(chunk_then), positions.eq(positions_then),
                      need.eq(planned[0]), advance.eq(planned[1])]

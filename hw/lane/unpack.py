@@ -24,7 +24,8 @@ class Unpacker(wiring.Component):
     """Turn the beats of weight streams into bundles.
 
     A bundle a clock, if the buffer has its bytes. Absent rows take no time; a tile without any
-    makes an empty bundle. A sparse row in chunks takes a further clock for each.
+    makes an empty bundle. A sparse row of more than two chunks, or of two that keep 12 of 16,
+    takes further clocks for their positions.
 
     Members
     -------
@@ -133,25 +134,27 @@ class Unpacker(wiring.Component):
                                                    init=[])
         write, read = held.write_port(), held.read_port(domain="comb")
         here = Signal(width * count)
+        # Unless 12 of 16 are kept, what is taken together is for two chunks.
+        take, paired = Signal(CHUNK_BITS), step.kept != 3
         m.d.comb += [
-            write.addr.eq(step.chunk), read.addr.eq(step.chunk), write.data.eq(codes),
-            write.en.eq(self.go & step.valid & (step.kind == Kind.POSITIONS)),
-            here.eq(Mux(step.chunked, read.data, codes))]
-        selects, kept = [], Signal(2)
-        m.d.comb += kept.eq(self.bundle_kept())
+            take.eq(Mux((step.kind == Kind.CODES) & paired, step.chunk >> 1, step.chunk)),
+            write.addr.eq(take), read.addr.eq(take), write.data.eq(codes),
+            write.en.eq(self.go & step.valid & step.chunked
+                        & ((step.kind == Kind.POSITIONS) | (step.chunk == 0))),
+            here.eq(Mux(step.chunk == 0, codes, Mux(
+                paired & step.chunk[0], read.data[width * count // 2:], read.data)))]
+        selects, decoders = [], []
+        kept = self._register(self.stages[-1].kept)
         for j in range(count):
             m.submodules[f"decoder_{j}"] = decoder = PositionDecoder()
             m.d.comb += [decoder.enable.eq(self.go), decoder.kept.eq(step.kept),
                          decoder.code.eq(here[width * j:width * (j + 1)])]
-            sparse = decoder.first if j % 2 == 0 else Mux(kept == 3, before.second, decoder.first)
+            decoders.append(decoder)
+            sparse = (decoder.first if j % 2 == 0
+                      else Mux(kept == 3, decoders[j - 1].second, decoder.first))
             dense = sum((8 * (j % 2) + k) << 4 * k for k in range(8))
             selects.append(Mux(kept == 0, Const(dense, 32), sparse))
-            before = decoder
         m.d.comb += self.bundles.payload.selects.eq(Cat(selects))
-
-    def bundle_kept(self):
-        """Return the kept quarters of the bundle's tile."""
-        return self._register(self.stages[-1].kept)
 
     def _weights(self, raw, items):
         """Cut out codes and subtract zero points: from stage 2 to the bundle."""

@@ -1,15 +1,14 @@
 """A lane's matrix products against the numerics contract, bit for bit."""
 
 import os
-import random
 
 import cocotb
 import numpy as np
 import pytest
 from cocotb.triggers import RisingEdge
-from cocotbext.axi import AxiBus, AxiRamRead, AxiReadBus
+from cocotbext.axi import AxiRamRead, AxiReadBus
 from cosimulate import simulate
-from lanes import arch_of, mixed, pauses, start
+from lanes import arch_of, extreme, mixed, pauses, start
 
 from alula.hw import isa, layout, numerics
 from alula.hw.lane.lane import Lane
@@ -64,10 +63,12 @@ class Bench:
                 scales[:self.tokens, blocks], exponent)
             yield result.view(np.uint32)
 
-    async def fill(self, blocks):
+    async def fill(self, blocks, extremes):
         """Write random activations; return codes and scales."""
         dut, tokens = self.dut, self.tokens
         codes = self.random.integers(-127, 128, (tokens, blocks * 16)).astype(np.int8)
+        if extremes:
+            codes[::2], codes[1::2] = 127, -127
         scales = self.random.standard_normal((tokens, blocks)).astype(np.float32)
         for row in range(tokens):
             for block in range(blocks):
@@ -100,11 +101,11 @@ class Bench:
             await RisingEdge(dut.clk)
         valid.value = 0
 
-    async def run(self, blocks):
+    async def run(self, blocks, extremes=False):
         dut, arch = self.dut, self.arch
         await start(dut)
         dut.base.value, dut.lane.value, dut.tokens.value = 4096, LANE, self.tokens
-        codes, scales = await self.fill(blocks)
+        codes, scales = await self.fill(blocks, extremes)
         cocotb.start_soon(self.load())
         cocotb.start_soon(self.command())
         stalls = pauses(self.seed + 4, self.stall)
@@ -120,7 +121,7 @@ class Bench:
                             dut.results__ready.value = not next(stalls)
                             await RisingEdge(dut.clk)
                             idle += 1
-                            assert idle < 20_000, f"no result of {command}, strip {strip}: {self.beats} beats"
+                            assert idle < 20_000, f"no result of {command}, strip {strip}"
                             beat = int(dut.beat.value)
                             self.beats += beat
                             self.clocks += self.beats > 0
@@ -142,7 +143,7 @@ class Bench:
 
 
 @cocotb.test()
-@cocotb.parametrize(tokens=[1, 2, 5])
+@cocotb.parametrize(tokens=[1, 2, 5, 16])
 async def dense(dut, tokens):
     bench = Bench(dut, tokens, tokens=min(tokens, _arch().rows))
     beat = bench.arch.beat_bytes
@@ -169,6 +170,15 @@ async def every_format(dut, group, stall):
             step = min(group, slots) // 16
             bench.add(weights, cols, exponent, step * int(bench.random.integers(0, 4)))
     await bench.run((tiles * group + 3 * min(group, slots)) // 16)
+
+
+@cocotb.test()
+async def largest_sums(dut):
+    """No sum is too narrow."""
+    bench = Bench(dut, 3, tokens=4)
+    for group in (16, 64, 256):
+        bench.add(extreme(16, 512, group, bench.arch.beat_bytes), 512, 0, 0)
+    await bench.run(32, extremes=True)
 
 
 def bench_rows():

@@ -1,0 +1,65 @@
+"""A DSP slice's two bodies agree, on every operand; so do chains of them."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from amaranth.back import verilog
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from cosimulate import _tools
+from lanes import arch_of
+
+from alula.hw.lane.chain import Chain
+from alula.hw.lane.slice import DspSlice
+
+HERE = Path(__file__).parent
+
+
+class Both(wiring.Component):
+    """Two components of one signature with the same inputs; outputs of the first, and equality."""
+
+    def __init__(self, first, second):
+        self.bodies = first, second
+        self.names = list(first.signature.members)
+        super().__init__({**first.signature.members, "equal": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.one, m.submodules.other = first, second = self.bodies
+        same = 1
+        for name in self.names:
+            mine, one, other = (getattr(part, name) for part in (self, first, second))
+            if self.signature.members[name].flow is In:
+                m.d.comb += [one.eq(mine), other.eq(mine)]
+            else:
+                m.d.comb += mine.eq(one)
+                same = same & (one == other)
+        m.d.comb += self.equal.eq(same)
+        return m
+
+
+def _run(component, folder, *flags):
+    """Build the component with the harness and the DSP48E2's model, and run it."""
+    (folder / "dut.v").write_text(verilog.convert(component, name="dut",
+                                                  strip_internal_attrs=True))
+    environment = {**os.environ, **_tools()}
+    subprocess.run(["verilator", "-cc", "--exe", "--build", "-j", "2", "--Mdir", folder,
+                    "--top-module", "dut", "-O3", "-Wno-fatal", "-Wno-WIDTH", "--no-timing",
+                    "-CFLAGS", " ".join(["-O2", *flags]), folder / "dut.v", HERE / "dsp48e2.v",
+                    HERE / "slices.cpp"], check=True, env=environment, capture_output=True)
+    return subprocess.run([folder / "Vdut"], capture_output=True, text=True).stdout
+
+
+def test_slice_bodies(tmp_path):
+    """All 2**26 operands, then random operands, cascades and modes."""
+    assert _run(Both(DspSlice(), DspSlice(primitive=True)), tmp_path, "-DSLICE") == "ok\n"
+
+
+@pytest.mark.parametrize("arch", ["sim"])
+def test_chain_bodies(tmp_path, arch):
+    arch = arch_of(arch)
+    chains = Both(Chain(arch), Chain(arch, primitive=True))
+    assert _run(chains, tmp_path, f"-DSLOTS={arch.lane_dsps}") == "ok\n"
