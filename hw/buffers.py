@@ -1,9 +1,11 @@
 """The vector and parameter buffers, shared by the units that read and write them."""
 
 from amaranth.hdl import Module, Mux, Signal
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
+
+from alula.hw.ram import Ram
 
 READ_LATENCY = 2  # clocks from an address to its data
 
@@ -48,8 +50,8 @@ class VectorBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = memory.Memory(
-            shape=32 * self.arch.vector_width, depth=vector_words(self.arch), init=[])
+        m.submodules.store = store = Ram(
+            shape=32 * self.arch.vector_width, depth=vector_words(self.arch))
         read, write = store.read_port(), store.write_port(granularity=32)
         m.d.comb += [
             self.reads.ready.eq(~self.read_enable),
@@ -92,8 +94,8 @@ class ParamBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = memory.Memory(
-            shape=32 * self.width, depth=self.words, init=[])
+        m.submodules.store = store = Ram(
+            shape=32 * self.width, depth=self.words)
         read, write = store.read_port(), store.write_port(granularity=32)
         m.d.comb += [read.addr.eq(self.address), write.addr.eq(self.write.address),
                      write.data.eq(self.write.data), write.en.eq(self.write.mask)]

@@ -1,7 +1,7 @@
 """The load unit: streams for the lanes, parameters, and rows of tables."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -11,6 +11,7 @@ from alula.hw.buffers import write_layout
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK, WORD_BYTES, Format, Index
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 from alula.hw.step import row_layout
 
 _WORD = ceil_log2(WORD_BYTES)
@@ -80,8 +81,8 @@ class LoadUnit(wiring.Component):
             words.eq(scale_words + code_words),
             self.lanes.payload.eq(word),
         ]
-        m.submodules.scales = scales = memory.Memory(
-            shape=32, depth=arch.vector_elements // BLOCK, init=[])
+        m.submodules.scales = scales = Ram(
+            shape=32, depth=arch.vector_elements // BLOCK)
         keep, scale = scales.write_port(), scales.read_port()
         address, offset = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
         taken, part = Signal(BEATS_BITS), Signal(3)

@@ -1,7 +1,7 @@
 """Finish attentions: merge what several lanes have of a head, divide, and write the result."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -13,6 +13,7 @@ from alula.hw.buffers import vector_words, write_layout
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 
 HEAD_DIM_LIMIT = 512
 PLACES = 1 << (LEVELS - 1)  # where parts of a head's tree wait for their siblings
@@ -52,11 +53,11 @@ class Merger(wiring.Component):
         state = data.StructLayout({
             "waits": 1, "level": range(LEVELS + 1), "node": LEVELS,
             "peak": signed(PEAK_BITS), "total": 32})
-        m.submodules.states = states = memory.Memory(shape=state, depth=entries, init=[])
-        m.submodules.waiting = waiting = memory.Memory(
-            shape=32 * width, depth=arch.merge_elements * PLACES // width, init=[])
-        m.submodules.scratch = scratch = memory.Memory(
-            shape=32 * width, depth=HEAD_DIM_LIMIT // width, init=[])
+        m.submodules.states = states = Ram(shape=state, depth=entries)
+        m.submodules.waiting = waiting = Ram(
+            shape=32 * width, depth=arch.merge_elements * PLACES // width)
+        m.submodules.scratch = scratch = Ram(
+            shape=32 * width, depth=HEAD_DIM_LIMIT // width)
         look, mark = states.read_port(), states.write_port()
         theirs, keep = waiting.read_port(), waiting.write_port()
         mine, put = scratch.read_port(), scratch.write_port()

@@ -1,6 +1,9 @@
 """Use a component many times and generate it once."""
 
-from amaranth.back import verilog
+import re
+
+from amaranth._toolchain.yosys import find_yosys
+from amaranth.back import rtlil
 from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -30,6 +33,27 @@ class Once(wiring.Component):
         return m
 
 
+_SCRIPT = """
+read_rtlil <<rtlil
+{rtlil}
+rtlil
+proc
+opt_expr
+opt_clean -purge
+memory_collect
+write_verilog -norename -noattr
+"""
+_ZERO = re.compile(r"^\s*\S+ ?\[\d+\] = \d+'h0+;\n", re.MULTILINE)
+
+
 def generate(component, name):
-    """Return the Verilog of the module that :class:`Once` stands for."""
-    return verilog.convert(component, name=name, strip_internal_attrs=True)
+    """Return the Verilog of the module that :class:`Once` stands for.
+
+    Combinational logic comes as assignments: Amaranth's own writer leaves ``always @*`` blocks,
+    one of which that only assigns a constant is never run by a simulator. Memories start at zero
+    anyway, so their zeros are not listed.
+    """
+    text = rtlil.convert(component, name=name, emit_src=False)
+    yosys = find_yosys(lambda version: version >= (0, 40))
+    result = yosys.run(["-q", "-"], _SCRIPT.format(rtlil=text), ignore_warnings=True)
+    return _ZERO.sub("", result)  # ROMs keep what is not zero

@@ -15,6 +15,7 @@ from amaranth.hdl import Const, Module, Mux, Signal, Value as Expression
 from amaranth.lib import memory
 
 from alula.hw import fp
+from alula.hw.ram import Ram
 
 # Delays longer and wider than these are memories, which simulate faster than registers.
 RING = 12  # clocks
@@ -122,7 +123,7 @@ class Pipe:
     def _ring(self, signal, clocks):
         """Return a signal some clocks later, by a memory that is read before it is written."""
         depth = clocks - 1
-        ring = memory.Memory(shape=len(signal), depth=depth, init=[])
+        ring = Ram(shape=len(signal), depth=depth)
         self.m.submodules += ring
         place = Signal(range(depth), name="place")
         self.m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))

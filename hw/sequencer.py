@@ -1,7 +1,7 @@
 """The sequencer: runs a program's control, and sends every other instruction to its queue."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -11,6 +11,7 @@ from alula.hw.csr import Error
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import Count, Queue
 from alula.hw.queues import COMMAND, INDEX_BITS, token_port
+from alula.hw.ram import Ram
 
 UNITS = [queue for queue in Queue if queue is not Queue.SYS]
 _WORD = ceil_log2(isa.WORD_BYTES)
@@ -96,8 +97,8 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         arch = self.arch
-        m.submodules.code = code = memory.Memory(
-            shape=COMMAND_BITS, depth=arch.program_instructions, init=[])
+        m.submodules.code = code = Ram(
+            shape=COMMAND_BITS, depth=arch.program_instructions)
         store, fetch = code.write_port(), code.read_port()
         pc = Signal(range(arch.program_instructions + 1))
         word = Signal(COMMAND_BITS)

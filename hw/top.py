@@ -7,7 +7,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import axi
+from alula.hw import axi, ram
 from alula.hw.axi import AxiReader, AxiWriter
 from alula.hw.control import ControlRegisters, lite_signature
 from alula.hw.core import LANE_MODULE, Core
@@ -95,5 +95,5 @@ def verilog(arch):
     """
     top = generate(Top(arch), TOP_MODULE)
     port = re.compile(r"\b[ms]_axi_\w+")
-    return generate(Lane(arch), LANE_MODULE) + port.sub(
+    return ram.VERILOG + generate(Lane(arch), LANE_MODULE) + port.sub(
         lambda name: name[0].replace("__", "_"), top)

@@ -1,7 +1,7 @@
 """Attention in a lane: keys against queries, softmax, weights against values, page by page."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -15,6 +15,7 @@ from alula.hw.isa import BLOCK
 from alula.hw.lane.chain import CASCADE
 from alula.hw.numerics import PAGE_TOKENS
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 from alula.hw.step import POSITION_BITS, row_bits, row_layout
 
 READ_LATENCY = 2  # of the prefetch ring and of the activation buffer
@@ -325,7 +326,7 @@ class _Scan:
         mask = Cat(((1 << self.piece) > at).replicate(8) for at in range(arch.beat_bytes))
         taken = Signal(8 * arch.beat_bytes)
         m.d.comb += taken.eq(Mux(late(self.is_own | self.query_turn, 2), buffer, ring) & mask)
-        self.pieces = pieces = memory.Memory(shape=8 * arch.beat_bytes, depth=32, init=[])
+        self.pieces = pieces = Ram(shape=8 * arch.beat_bytes, depth=32)
         m.submodules.query = pieces
         kept, factors = pieces.write_port(), pieces.read_port(domain="comb")
         m.d.comb += [
@@ -375,8 +376,8 @@ class _Scan:
         self.scale_at = Signal(range(2 * depth))
         result = []
         for half, name in enumerate(("key_scales", "value_scales")):
-            m.submodules[name] = store = memory.Memory(
-                shape=8 * unit.arch.beat_bytes, depth=depth, init=[])
+            m.submodules[name] = store = Ram(
+                shape=8 * unit.arch.beat_bytes, depth=depth)
             write, read = store.write_port(), store.read_port(domain="comb")
             at = late(self.scale_at, 2)
             token = late(self.token, 2)

@@ -1,7 +1,7 @@
 """Merge a lane's pages into partial attentions, classes into their tree, and send what is done."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -10,6 +10,7 @@ from alula.hw.attention.softmax import EMPTY, PEAK_BITS, STATS
 from alula.hw.attention.walk import HEAD_BITS, PAGE_BITS
 from alula.hw.numerics import PAGE_CLASSES
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 from alula.hw.step import row_bits
 
 SUM_BITS = 23  # of eight-bit weights times codes: below 64 * 255 * 127
@@ -99,11 +100,11 @@ class LaneMerge(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         arch = self.arch
-        m.submodules.values = values = memory.Memory(
-            shape=32, depth=REGIONS * arch.attention_elements, init=[])
+        m.submodules.values = values = Ram(
+            shape=32, depth=REGIONS * arch.attention_elements)
         state = data.StructLayout({"peak": signed(PEAK_BITS), "total": 32})
-        m.submodules.states = states = memory.Memory(
-            shape=state, depth=REGIONS * arch.attention_queries, init=[])
+        m.submodules.states = states = Ram(
+            shape=state, depth=REGIONS * arch.attention_queries)
         read, write = values.read_port(), values.write_port()
         mine, theirs = states.read_port(domain="comb"), states.read_port(domain="comb")
         renewed = states.write_port()

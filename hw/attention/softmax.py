@@ -2,7 +2,7 @@
 
 import numpy as np
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -10,6 +10,7 @@ from alula.hw import fp, functions, numerics
 from alula.hw.attention.fetch import LAG
 from alula.hw.numerics import PAGE_TOKENS, SOFTMAX_BITS, SOFTMAX_MAX
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 
 DOT_BITS = 26  # of a query with a key: below 511 * 127 * 127
 PEAK_BITS = 26  # a peak is an integer from -2**24 to 2**24
@@ -61,9 +62,9 @@ class TreeSum(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         half = PAGE_TOKENS // 2
-        m.submodules.low = low = memory.Memory(shape=32, depth=FLIGHT * half, init=[])
-        m.submodules.high = high = memory.Memory(shape=32, depth=FLIGHT * half, init=[])
-        m.submodules.sums = sums = memory.Memory(shape=32, depth=half, init=[])
+        m.submodules.low = low = Ram(shape=32, depth=FLIGHT * half)
+        m.submodules.high = high = Ram(shape=32, depth=FLIGHT * half)
+        m.submodules.sums = sums = Ram(shape=32, depth=half)
         for store, upper in ((low, 0), (high, 1)):
             port = store.write_port()
             m.d.comb += [port.addr.eq(Cat(self.number.token[:-1], self.number.bank)),
@@ -174,7 +175,7 @@ class Softmax(wiring.Component):
         # Three stages in order, each with its own counter of queries; banks go by the counters.
         accepted, scored, weighed = (Signal(COUNT_BITS, name=name)
                                      for name in ("accepted", "scored", "weighed"))
-        m.submodules.known = known = memory.Memory(shape=layout, depth=FLIGHT, init=[])
+        m.submodules.known = known = Ram(shape=layout, depth=FLIGHT)
         entering = known.write_port()
         m.d.comb += [
             self.queries.ready.eq((accepted - self.finished)[:COUNT_BITS] < FLIGHT),
@@ -182,7 +183,7 @@ class Softmax(wiring.Component):
             entering.en.eq(self.queries.valid & self.queries.ready),
         ]
         m.d.sync += accepted.eq(accepted + entering.en)
-        banks = {name: memory.Memory(shape=32, depth=FLIGHT * PAGE_TOKENS, init=[])
+        banks = {name: Ram(shape=32, depth=FLIGHT * PAGE_TOKENS)
                  for name in ("scores", "value_scales", "scaled")}
         for name, bank in banks.items():
             m.submodules[name] = bank
@@ -222,7 +223,7 @@ class Softmax(wiring.Component):
             port = banks[name].write_port()
             m.d.comb += [port.addr.eq(address), port.en.eq(late(score.valid, True)),
                          port.data.eq(number)]
-        m.submodules.largest = largest = memory.Memory(shape=32, depth=FLIGHT, init=[])
+        m.submodules.largest = largest = Ram(shape=32, depth=FLIGHT)
         result = largest.write_port()
         best, so_far = Signal(32, init=fp.to_bits(EMPTY)), Signal(32)
         m.d.comb += [
@@ -287,11 +288,10 @@ class Softmax(wiring.Component):
         port = banks["scaled"].write_port()
         end, out = p.at(at, scaled.stage), p.at(valid, scaled.stage)
         m.d.comb += [port.addr.eq(end), port.data.eq(scaled.signal), port.en.eq(out)]
-        m.submodules.peaks = peaks = memory.Memory(
-            shape=data.StructLayout({"peak": signed(PEAK_BITS), "largest": 32}), depth=FLIGHT,
-            init=[])
+        m.submodules.peaks = peaks = Ram(
+            shape=data.StructLayout({"peak": signed(PEAK_BITS), "largest": 32}), depth=FLIGHT)
         result = peaks.write_port()
-        m.submodules.whole = whole = memory.Memory(shape=PEAK_BITS, depth=FLIGHT, init=[])
+        m.submodules.whole = whole = Ram(shape=PEAK_BITS, depth=FLIGHT)
         held, recalled = whole.write_port(), whole.read_port(domain="comb")
         best, so_far = Signal(32), Signal(32)
         last = out & (end[:_TOKEN] == PAGE_TOKENS - 1)
@@ -314,9 +314,9 @@ class Softmax(wiring.Component):
         query, peak = known.read_port(domain="comb"), peaks.read_port(domain="comb")
         products = banks["scaled"].read_port(domain="comb")
         depth = PLACES * arch.attention_queries
-        m.submodules.codes = codes = memory.Memory(
-            shape=SOFTMAX_BITS, depth=depth * PAGE_TOKENS, init=[])
-        m.submodules.stats = stats = memory.Memory(shape=STATS, depth=depth, init=[])
+        m.submodules.codes = codes = Ram(
+            shape=SOFTMAX_BITS, depth=depth * PAGE_TOKENS)
+        m.submodules.stats = stats = Ram(shape=STATS, depth=depth)
         code, stat = codes.write_port(), stats.write_port()
         read_code, read_stats = codes.read_port(), stats.read_port()
         # Past its last place a memory of a size that is no power of two has none: never addressed.

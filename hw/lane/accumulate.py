@@ -1,7 +1,7 @@
 """Scale the exact sums of a lane's chain and add them up in fp32. Ref: ``numerics.linear``."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import fp
@@ -10,6 +10,7 @@ from alula.hw.lane.chain import tap_bits, taps_layout
 from alula.hw.lane.delay import delayed
 from alula.hw.lane.shape import CHUNK_BITS, LaneShape
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 
 EXPONENT_BITS = 10
 DISTANCE = fp.ADD_LATENCY  # clocks from one addition to an accumulator to the next
@@ -115,8 +116,8 @@ class ScaleAccumulate(wiring.Component):
             sums.append(pair)
         # Only bundles of one row have several chunks.
         here = self._tag(p.at(tag, 1))
-        m.submodules.chunks = held = memory.Memory(
-            shape=2 * bits, depth=max(2, shape.pairs), init=[])
+        m.submodules.chunks = held = Ram(
+            shape=2 * bits, depth=max(2, shape.pairs))
         write, read = held.write_port(), held.read_port(domain="comb")
         totals = []
         for token in range(2):
@@ -131,8 +132,8 @@ class ScaleAccumulate(wiring.Component):
 
     def _accumulate(self, p, terms, stage, tag, valid):
         m, shape = self.m, self.shape
-        m.submodules.accumulators = held = memory.Memory(
-            shape=64 * TILE_ROWS, depth=STRIP_BANKS * max(2, shape.pairs), init=[])
+        m.submodules.accumulators = held = Ram(
+            shape=64 * TILE_ROWS, depth=STRIP_BANKS * max(2, shape.pairs))
         write, read = held.write_port(granularity=64), held.read_port(domain="comb")
         drain = held.read_port(domain="comb")
         here = self._tag(p.at(tag, stage - 1))

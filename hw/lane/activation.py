@@ -1,11 +1,12 @@
 """A lane's copy of the quantized activations."""
 
 from amaranth.hdl import Cat, Const, Module, Signal
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw.isa import BLOCK
 from alula.hw.lane.shape import LaneShape
+from alula.hw.ram import Ram
 
 READ_LATENCY = 2
 BLOCK_BITS = 16  # block numbers
@@ -54,8 +55,8 @@ class ActivationBuffer(wiring.Component):
         log2 = word_blocks.bit_length() - 1
         for odd, (out, out_scale) in enumerate(((self.even, self.even_scale),
                                                 (self.odd, self.odd_scale))):
-            held = memory.Memory(shape=8 * self.shape.slots,
-                                 depth=self.words * self.shape.pairs, init=[])
+            held = Ram(shape=8 * self.shape.slots,
+                                 depth=self.words * self.shape.pairs)
             m.submodules[f"codes_{odd}"] = held
             write, read = held.write_port(granularity=8 * BLOCK), held.read_port()
             enable = (writes[0] & (codes.row[0] == odd)) << (codes.block[:log2] if log2
@@ -64,7 +65,7 @@ class ActivationBuffer(wiring.Component):
                 write.addr.eq((codes.row >> 1) * self.words + (codes.block >> log2)),
                 write.data.eq(codes.codes.replicate(word_blocks)), write.en.eq(enable),
                 read.addr.eq(self.pair * self.words + self.word)]
-            held = memory.Memory(shape=32, depth=self.blocks * self.shape.pairs, init=[])
+            held = Ram(shape=32, depth=self.blocks * self.shape.pairs)
             m.submodules[f"scales_{odd}"] = held
             write, scale = held.write_port(), held.read_port()
             m.d.comb += [

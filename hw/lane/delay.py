@@ -1,8 +1,10 @@
 """Delay lines."""
 
 from amaranth.hdl import Module, Signal
-from amaranth.lib import memory, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
+from alula.hw.ram import Ram
 
 SHORT = 4  # up to here registers, beyond a ring in memory
 
@@ -45,7 +47,7 @@ class Delay(wiring.Component):
         if self.clocks <= SHORT:
             m.d.comb += self.o.eq(delayed(m, self.i, self.clocks))
             return m
-        m.submodules.ring = ring = memory.Memory(shape=self.width, depth=self.clocks - 1, init=[])
+        m.submodules.ring = ring = Ram(shape=self.width, depth=self.clocks - 1)
         write, read = ring.write_port(), ring.read_port(domain="comb")
         at, out = Signal(range(self.clocks - 1)), Signal(self.width, reset_less=True)
         m.d.sync += [at.eq(at + 1), out.eq(read.data)]

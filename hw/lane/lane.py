@@ -1,7 +1,7 @@
 """A lane: one memory channel's prefetch, unpacker, multipliers and accumulators, wired up."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import fifo, memory, stream, wiring
+from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import axi
@@ -18,6 +18,7 @@ from alula.hw.lane.chain import Chain
 from alula.hw.lane.linear import LinearUnit
 from alula.hw.lane.prefetch import LOAD, BeatQueue, Prefetch
 from alula.hw.lane.unpack import Unpacker
+from alula.hw.ram import Ram
 from alula.hw.step import SLOT_BITS, row_layout, row_port, slot_port
 
 PAGE_LOADS = 4  # loads of pages that wait
@@ -129,8 +130,8 @@ class Lane(wiring.Component):
 
     def _slots(self, m, name, reader):
         """Keep the slots of the step's pages, for one reader."""
-        m.submodules[name] = store = memory.Memory(
-            shape=SLOT_BITS, depth=self.arch.page_entries, init=[])
+        m.submodules[name] = store = Ram(
+            shape=SLOT_BITS, depth=self.arch.page_entries)
         write, read = store.write_port(), store.read_port()
         m.d.comb += [write.addr.eq(self.slot.entry), write.data.eq(self.slot.slot),
                      write.en.eq(self.slot.valid), read.addr.eq(reader.entry),

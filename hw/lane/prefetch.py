@@ -1,7 +1,7 @@
 """Fetch a lane's streams from memory ahead of their use, in the order of the commands."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, enum, fifo, memory, stream, wiring
+from amaranth.lib import data, enum, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import layout
@@ -9,6 +9,7 @@ from alula.hw.axi import ADDRESS_BITS, AxiReader, read_signature
 from alula.hw.formats import record_layout
 from alula.hw.isa import WORD_BYTES
 from alula.hw.lane.linear import DESCRIPTOR
+from alula.hw.ram import Ram
 
 BEATS_BITS = 24
 PIECE_BEATS = 64  # most beats of a request, so that a directory entry need not wait long
@@ -183,8 +184,7 @@ class Prefetch(wiring.Component):
             self.descriptors.w_en.eq(is_entry), descriptor.strips.eq(entry.strips),
             descriptor.exponent.eq(entry.exponent.as_signed()), descriptor.beats.eq(entry.beats)]
 
-        m.submodules.ring = ring = memory.Memory(shape=8 * self.arch.beat_bytes, depth=self.depth,
-                                                 init=[])
+        m.submodules.ring = ring = Ram(shape=8 * self.arch.beat_bytes, depth=self.depth)
         write, read = ring.write_port(), ring.read_port()
         m.d.comb += [
             write.addr.eq(self.available), write.data.eq(beat.payload),

@@ -1,8 +1,10 @@
 """A small store that is written a word at a time and read a few items at a time."""
 
 from amaranth.hdl import Array, Cat, Module, Signal
-from amaranth.lib import memory, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
+from alula.hw.ram import Ram
 
 ITEMS = 256  # rows of the tiles of a segment
 
@@ -42,8 +44,8 @@ class RowStore(wiring.Component):
         read = []
         for bank in range(rows):
             share = items[bank::rows]
-            m.submodules[f"bank_{bank}"] = held = memory.Memory(
-                shape=bits * len(share), depth=self.depth, init=[])
+            m.submodules[f"bank_{bank}"] = held = Ram(
+                shape=bits * len(share), depth=self.depth)
             write, port = held.write_port(), held.read_port(domain="comb")
             at = Signal(8)  # of the item that this bank holds of those wanted
             ahead = Signal(range(rows))

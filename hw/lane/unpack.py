@@ -1,7 +1,7 @@
 """Unpack weight streams into bundles. Format: :mod:`alula.hw.layout`."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import numerics
@@ -11,6 +11,7 @@ from alula.hw.lane.positions import PositionDecoder
 from alula.hw.lane.rowstore import RowStore
 from alula.hw.lane.shape import CHUNK_BITS, LaneShape
 from alula.hw.lane.steps import START, Kind, Steps, step_layout
+from alula.hw.ram import Ram
 
 GRANULE_BYTES = 16  # of the first of the two shifts
 EXPANDED = 3  # stage at which codes and position codes are whole
@@ -130,8 +131,7 @@ class Unpacker(wiring.Component):
             fields.append(field)
         codes = self._register(Cat(fields))
         step = self.stages[EXPANDED]
-        m.submodules.chunks = held = memory.Memory(shape=width * count, depth=1 << CHUNK_BITS,
-                                                   init=[])
+        m.submodules.chunks = held = Ram(shape=width * count, depth=1 << CHUNK_BITS)
         write, read = held.write_port(), held.read_port(domain="comb")
         here = Signal(width * count)
         # Unless 12 of 16 are kept, what is taken together is for two chunks.

@@ -6,11 +6,12 @@ written at 19.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, enum, memory, wiring
+from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import fp, numerics
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 from alula.hw.vector.buffers import READ_LATENCY, address_bits, log2, spread
 
 PRODUCT_STAGE = READ_LATENCY + 1 + fp.MUL_LATENCY
@@ -174,7 +175,7 @@ class Lanes(wiring.Component):
     def _sum(self, m, p, tags, plain, second, y2):
         """Return the sum, which SQUARE and FOLD also keep as a partial sum."""
         width, depth = self.arch.vector_width, partial_words(self.arch)
-        m.submodules.partials = partials = memory.Memory(shape=32 * width, depth=depth, init=[])
+        m.submodules.partials = partials = Ram(shape=32 * width, depth=depth)
         mine, other = partials.read_port(domain="comb"), partials.read_port(domain="comb")
         write = partials.write_port()
         stage = _SECOND_STAGE

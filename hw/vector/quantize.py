@@ -1,13 +1,14 @@
 """Quantize: groups stream through; a memory holds a group's words until its peak is known."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import fp, isa, numerics
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 from alula.hw.vector.buffers import (
     READ_LATENCY,
     address_bits,
@@ -191,8 +192,7 @@ class Quantize(wiring.Component):
         """Keep the words until their group's peak is known, then read them again."""
         most = (1 << _GROUP_BITS) // self.arch.vector_width + 40  # a group and those on the way
         depth = 1 << (most - 1).bit_length()
-        m.submodules.held = held = memory.Memory(shape=32 * self.arch.vector_width, depth=depth,
-                                                 init=[])
+        m.submodules.held = held = Ram(shape=32 * self.arch.vector_width, depth=depth)
         write, read = held.write_port(), held.read_port()
         m.d.comb += [write.data.eq(x.signal),
                      write.en.eq(p.at(p.input(reading.next, reset=True), x.stage))]

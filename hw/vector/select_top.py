@@ -1,7 +1,7 @@
 """SelectTop: keep each row's sixteen best logits."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, fifo, memory, wiring
+from amaranth.lib import data, fifo, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import fp, isa
@@ -9,6 +9,7 @@ from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import TOP_K
 from alula.hw.layout import NO_TOKEN
 from alula.hw.pipe import Pipe
+from alula.hw.ram import Ram
 from alula.hw.vector.buffers import (
     READ_LATENCY,
     address_bits,
@@ -161,7 +162,7 @@ class SelectTop(wiring.Component):
         """Keep all rows' lists in a memory; what was cleared reads as nothing."""
         arch = self.arch
         depth = TOP_K << (arch.rows - 1).bit_length()
-        m.submodules.lists = lists = memory.Memory(shape=64, depth=depth, init=[])
+        m.submodules.lists = lists = Ram(shape=64, depth=depth)
         read, write = lists.read_port(), lists.write_port()
         fresh, was_fresh = Signal(arch.rows, init=~0), Signal()
         wanted = Signal(range(arch.rows))

@@ -21,12 +21,12 @@ from pathlib import Path
 import platformdirs
 
 from alula.hw.arch import ArchConfig
+from alula.hw.core import LANE_MODULE
 
 Report = Callable[[str, float], Callable[[float], None]]
 COMPILERS = ("g++", "clang++", "c++")
 VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert",
-                     "-Wno-fatal", "-Wno-lint", "-Wno-style", "--output-split", "20000",
-                     "--output-split-cfuncs", "2000")
+                     "-Wno-fatal", "-Wno-lint", "-Wno-style", "--output-split", "20000")
 CXX_OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-fno-exceptions", "-w")
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")  # of Verilator
 
@@ -125,8 +125,10 @@ def _verilate(source: Path, folder: Path, arch: ArchConfig, report: Report, trac
     report("turn Verilog into C++", 0)
     root, environment = verilator_tools()
     (folder / "ports.h").write_text(_ports(arch))
+    shared = folder / "shared.vlt"  # lanes share their code
+    shared.write_text(f"`verilator_config\nno_inline -module \"{LANE_MODULE}\"\n")
     options = ["--trace-fst"] if trace else []
-    _tool([str(root / "bin" / "verilator_bin"), "--cc", str(source), "--top-module", "alula",
+    _tool([str(root / "bin" / "verilator_bin"), "--cc", str(shared), str(source), "--top-module", "alula",
            "--prefix", "Vtop", "--Mdir", str(folder), *VERILATOR_OPTIONS, *options],
           folder / "verilator.log", environment)
 
