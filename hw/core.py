@@ -28,12 +28,20 @@ LANE_MODULE = "alula_lane"
 _WORD = ceil_log2(WORD_BYTES)
 
 
-def fork(m, source, sinks):
-    """Pass a stream's payload to all sinks in one clock, when all are ready."""
+def fork(m, source, sinks, wanted=1):
+    """Give a stream's payload to each sink once; it is taken when the last has taken it.
+
+    No sink waits for another: a sink may be ready only when it sees that something is valid.
+    ``wanted`` has a bit for each sink that takes part.
+    """
+    taken = Signal(len(sinks), name="taken")
+    wanted = Cat(Const(wanted).replicate(len(sinks))) if isinstance(wanted, int) else wanted
     for at, sink in enumerate(sinks):
-        others = Cat(*(other.ready for other in sinks[:at] + sinks[at + 1:]), Const(1, 1))
-        m.d.comb += [sink.valid.eq(source.valid & others.all()), sink.payload.eq(source.payload)]
-    m.d.comb += source.ready.eq(Cat(*(sink.ready for sink in sinks)).all())
+        m.d.comb += sink.valid.eq(source.valid & ~taken[at] & wanted[at])
+    now = taken | Cat(*(sink.valid & sink.ready for sink in sinks)) | ~wanted
+    m.d.comb += source.ready.eq(now.all())
+    with m.If(source.valid):
+        m.d.sync += taken.eq(Mux(now.all(), 0, now & wanted))
 
 
 class Core(wiring.Component):
@@ -174,6 +182,7 @@ class Core(wiring.Component):
         """Matrix products end when every lane has, and nothing is on its way."""
         queue = self.queues[Queue.MM]
         fork(m, queue.unit, [lane.command for lane in self.lanes])
+        m.d.comb += [lane.command.payload.eq(queue.unit.payload) for lane in self.lanes]
         running = Signal()
         started = queue.unit.valid & queue.unit.ready
         done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], started)
@@ -200,6 +209,7 @@ class Core(wiring.Component):
         """The merger has an attention's command for as long as it runs."""
         queue, merger = self.queues[Queue.MV], self.merger
         fork(m, queue.unit, [lane.attend for lane in self.lanes])
+        m.d.comb += [lane.attend.payload.eq(queue.unit.payload) for lane in self.lanes]
         running = Signal()
         started = queue.unit.valid & queue.unit.ready
         held = Signal(COMMAND_BITS)
@@ -222,10 +232,10 @@ class Core(wiring.Component):
         """What every lane is told, and what each is."""
         load = instruction_layout(isa.LoadStream)(self.load.lanes.payload)
         is_pages = load.opcode == isa.LoadPages.opcode
-        # A load of pages goes to two queues of a lane at once.
-        ready = Cat(*(lane.loads.ready & (lane.pages.ready | ~is_pages)
-                      for lane in self.lanes)).all()
-        m.d.comb += self.load.lanes.ready.eq(ready)
+        # A load of pages goes to two queues of a lane.
+        fork(m, self.load.lanes, [lane.loads for lane in self.lanes]
+             + [lane.pages for lane in self.lanes],
+             Cat(Const(-1, len(self.lanes)), is_pages.replicate(len(self.lanes))))
         stores = [lane.store for lane in self.lanes]
         storing, waiting = Signal(), Signal(len(stores))
         m.d.comb += self.store.lanes.ready.eq(~storing)
@@ -237,11 +247,9 @@ class Core(wiring.Component):
             m.d.sync += [waiting.eq(left), storing.eq(left.any())]
             m.d.comb += self.store.lanes_done.eq(~left.any())
         for at, lane in enumerate(self.lanes):
-            go = self.load.lanes.valid & ready
             axi.join(m, self.memories[at], lane.bus)
             wiring.connect(m, lane.output, self.gather.lanes[at])
             m.d.comb += [
-                lane.loads.valid.eq(go), lane.pages.valid.eq(go & is_pages),
                 lane.loads.payload.kind.eq(Mux(is_pages, Load.PAGES, Load.STREAM)),
                 lane.loads.payload.address.eq(Cat(Const(0, _WORD), load.offset)),
                 lane.pages.payload.eq(self.load.lanes.payload),
@@ -253,8 +261,9 @@ class Core(wiring.Component):
             m.d.sync += [
                 lane.tokens.eq(self.step.rows), lane.slot_words.eq(self.step.slot_words),
                 lane.row.eq(self.step.row), lane.slot.eq(self.step.slot),
-                lane.codes.eq(self.vector.codes), lane.scales.eq(self.vector.scales),
             ]
+            for to, source in ((lane.codes, self.vector.codes), (lane.scales, self.vector.scales)):
+                m.d.sync += [to[name].eq(source[name]) for name, _ in source.shape()]
         m.d.comb += [
             self.idle.eq(Cat(*(lane.idle for lane in self.lanes)).all()),
             self.beats.eq(sum(lane.beat for lane in self.lanes)),

@@ -226,7 +226,7 @@ class AttendUnit(wiring.Component):
                     m.d.sync += [query.eq(0), row.eq(row + 1)]
             with m.State("finish"):
                 m.d.comb += self.busy.eq(1)
-                with m.If(merge.idle & ~scan.captured):
+                with m.If(merge.idle & ~scan.captured & ~scan.pending):
                     m.d.comb += self.done.eq(1)
                     m.next = "idle"
         wiring.connect(m, merge.packets, wiring.flipped(self.packets))

@@ -263,13 +263,13 @@ uint32_t alula_read_register(Machine *machine, uint32_t address) {
     return machine->read_register(address);
 }
 
-// Run until the interrupt, for at most some clocks; return whether it came.
+// Run until the interrupt (a keyword to some C++ compilers, so Verilator renames it), for at most some clocks; return whether it came.
 int alula_wait(Machine *machine, uint64_t clocks) {
     for (uint64_t at = 0; at < clocks; ++at) {
-        if (machine->top->interrupt) return 1;
+        if (machine->top->__SYM__interrupt) return 1;
         machine->clock();
     }
-    return machine->top->interrupt;
+    return machine->top->__SYM__interrupt;
 }
 
 uint64_t alula_clocks(Machine *machine) { return machine->now; }

@@ -70,9 +70,10 @@ def test_multiply_flushes_after_rounding():
 def test_reduce_sum_order(size):
     x = RANDOM.standard_normal((3, size)).astype(np.float32)
     for row, got in zip(x, numerics.reduce_sum(x), strict=True):
-        partial = [np.float32(0)] * 16
+        partial = [np.float32(0)] * numerics.PARTIALS
         for at, value in enumerate(row):
-            partial[at % 16] = np.float32(partial[at % 16] + value)
+            place = at % numerics.PARTIALS
+            partial[place] = np.float32(partial[place] + value)
         while len(partial) > 1:
             half = len(partial) // 2
             partial = [np.float32(partial[i] + partial[i + half]) for i in range(half)]
