@@ -255,7 +255,9 @@ def _place_codes(placement: Placement, parts: list[Section], lengths: dict[str, 
                 if key in placement.codes:
                     continue
                 blocks = _up(lengths[key.value], key.group) // BLOCK
-                block = _next_fit(sorted(live.values()), blocks, at, limit)
+                # Hardware reads a group as one run, which begins at a multiple of its length.
+                unit = min(key.group & -key.group, 256) // BLOCK
+                block = _next_fit(sorted(live.values()), blocks, at, limit, unit)
                 if block is None:
                     raise PlaceError(f"{node.name}: the activation buffer must hold "
                                      f"{blocks * BLOCK} more elements a row, but {arch.name} has "
@@ -265,16 +267,17 @@ def _place_codes(placement: Placement, parts: list[Section], lengths: dict[str, 
                 at = block + blocks
 
 
-def _next_fit(taken: list[tuple[int, int]], blocks: int, start: int, limit: int) -> int | None:
-    """Return the first free run from ``start`` on, then from 0."""
+def _next_fit(taken: list[tuple[int, int]], blocks: int, start: int, limit: int,
+              unit: int) -> int | None:
+    """Return the first free run at a multiple of ``unit``, from ``start`` on, then from 0."""
     for first in (start, 0):
-        block = first
+        block = _up(first, unit)
         for used, count in taken:
             if used + count <= block:
                 continue
             if block + blocks <= used:
                 break
-            block = used + count
+            block = _up(used + count, unit)
         if block + blocks <= limit:
             return block
     return None

@@ -25,11 +25,14 @@ from alula.compiler.shapes import SHAPES, shape_graph
 from alula.compiler.verify import verify
 from alula.host.device import open_device
 from alula.host.generate import Sampling, generate, measure, session_logits
+from alula.host.rtl import RtlDevice
 from alula.host.screen import LOG, Screen
 from alula.host.session import Session
 from alula.host.text import Stream, Text, read_files
 from alula.hw import isa
 from alula.hw.arch import BUILDS, build
+from alula.sim.rtl.build import BuildError
+from alula.sim.rtl.simulation import RunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Run large language models on FPGAs.")
@@ -50,7 +53,8 @@ def common(version: Annotated[bool, typer.Option(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")]
-Device = Annotated[str, typer.Option(help="What runs the program: golden.")]
+Device = Annotated[str, typer.Option(
+    help="What runs the program: golden, or rtl (the hardware, simulated).")]
 Prompt = Annotated[str, typer.Option(help="Text to continue.")]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to make.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the best token each time.")]
@@ -76,7 +80,7 @@ def main() -> None:
         sys.exit(0)
     except Refused as refusal:
         _fail(str(refusal), 2)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, BuildError, RunError) as error:
         LOG.error("%s", traceback.format_exc())
         _fail(str(error) or type(error).__name__, 1)
     except Exception as error:
@@ -248,6 +252,9 @@ def _program_facts(program: Program) -> dict[str, Any]:
     }
 
 
+_DEVICE_STEPS = (1, 4)  # of starting a device that is ready, and of building the rtl device
+
+
 def _figure(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -277,11 +284,11 @@ def run(file: Annotated[Path, typer.Argument(help="Program file.")], prompt: Pro
         ignore_eos: IgnoreEos = False, as_json: Json = False, quiet: Quiet = False) -> None:
     """Generate text with a program."""
     screen = Screen(as_json=as_json, quiet=quiet)
-    with screen.steps(2) as steps:
+    with screen.steps(1 + _DEVICE_STEPS[device == "rtl"]) as steps:
         steps.begin("read the program")
         program = verify(load(file))
-        steps.begin("start the device")
-        session = Session(open_device(device, program))
+        steps.begin(f"start the device: {device}")
+        session = Session(open_device(device, program, steps.begin))
         steps.finish()
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     screen.result(_generate(screen, session, prompt, max_new_tokens, sampling))
@@ -316,6 +323,11 @@ def _generate(screen: Screen, session: Session, prompt: str, count: int,
         "text": text.decode([t for t in tokens if t not in program.model.eos_tokens]),
     }
     screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s")
+    if isinstance(session.device, RtlDevice):
+        figures = session.device.figures()
+        screen.table("Simulated hardware", ("", ""),
+                     [(name.replace("_", " "), _figure(value)) for name, value in figures.items()])
+        facts |= figures
     return facts
 
 
@@ -379,11 +391,11 @@ def demo(prompt: Prompt = "Expressions are", max_new_tokens: NewTokens = 64,
     if model not in ("dense", "sparse"):
         raise ValueError(f"model must be dense or sparse, not {model!r}")
     screen = Screen(as_json=as_json, quiet=quiet)
-    with screen.steps(len(STAGES) + 3) as steps:
+    with screen.steps(len(STAGES) + 2 + _DEVICE_STEPS[device == "rtl"]) as steps:
         directory = Path(str(files("alula.host.bundled"))) / model
         program = _compile_directory(directory, arch, Options(), None, steps.begin)
         steps.begin(f"start the device: {device}")
-        session = Session(open_device(device, program))
+        session = Session(open_device(device, program, steps.begin))
         steps.finish()
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     facts = _generate(screen, session, prompt, max_new_tokens, sampling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -46,11 +47,20 @@ class GoldenDevice:
         self.machine.run()
 
 
-DEVICES = {"golden": GoldenDevice}
+DEVICES = ("golden", "rtl")
+Report = Callable[[str, float], Callable[[float], None]]
 
 
-def open_device(name: str, program: Program) -> Device:
-    """Return a device by name, the program loaded."""
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
-    return DEVICES[name](program)
+def open_device(name: str, program: Program, report: Report | None = None) -> Device:
+    """Return a device by name, the program loaded.
+
+    ``report`` is told of the stages of making the device, as
+    :func:`alula.sim.rtl.build.library` has it.
+    """
+    if name == "golden":
+        return GoldenDevice(program)
+    if name == "rtl":
+        from alula.host.rtl import RtlDevice
+
+        return RtlDevice(program, report=report) if report else RtlDevice(program)
+    raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")

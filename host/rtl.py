@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from alula.compiler.program import Program
 from alula.hw import isa
 from alula.sim.rtl.build import Report, library
+from alula.sim.rtl.limits import check
 from alula.sim.rtl.simulation import APART, BASE, MemoryModel, Simulation
 
 
@@ -52,6 +54,7 @@ class RtlDevice:
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
+        check(self.program)
         arch, where = self.program.arch, self.program.memory
         built = library(arch, self.report, trace=self.trace is not None)
         self.simulation = Simulation(built, arch)
@@ -87,8 +90,6 @@ class RtlDevice:
         return self.control[start:start + size]
 
     def step(self) -> None:
-        import time
-
         if self.trace is not None and not self.counters.steps:
             self.simulation.trace(self.trace, self.trace_clocks)
         begun, beats = time.perf_counter(), self._beats()
@@ -96,6 +97,18 @@ class RtlDevice:
         self.counters.seconds += time.perf_counter() - begun
         self.counters.lane_beats += self._beats() - beats
         self.counters.steps += 1
+
+    def figures(self) -> dict[str, float]:
+        """Return what the steps so far have cost, as simulated."""
+        counters, arch = self.counters, self.program.arch
+        moved = counters.lane_beats * arch.beat_bytes
+        return {
+            "steps": counters.steps,
+            "cycles_per_step": counters.cycles / max(counters.steps, 1),
+            "bytes_per_step": moved / max(counters.steps, 1),
+            "bandwidth_share": moved / max(counters.cycles * arch.lanes * arch.beat_bytes, 1),
+            "cycles_per_s": counters.cycles / max(counters.seconds, 1e-9),
+        }
 
     def _beats(self) -> int:
         return sum(self.simulation.beats_read(1 + lane)

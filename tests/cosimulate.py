@@ -1,10 +1,8 @@
 """Run cocotb tests on a component: Amaranth to Verilog to Verilator, built once for each design."""
 
 import hashlib
-import inspect
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 

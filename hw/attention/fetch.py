@@ -119,7 +119,7 @@ class PageFetch(wiring.Component):
                 m.d.comb += [
                     request.valid.eq(values.r_rdy & (waiting.beats != 0)),
                     request.payload.address.eq(waiting.address),
-                    request.payload.beats.eq(waiting.beats),
+                    request.payload.beats.eq(Mux(values.r_rdy, waiting.beats, 0)),
                     values.r_en.eq(~request.valid | request.ready),
                 ]
                 with m.If(~item.end):

@@ -21,7 +21,6 @@ from pathlib import Path
 import platformdirs
 
 from alula.hw.arch import ArchConfig
-from alula.hw.core import LANE_MODULE
 
 Report = Callable[[str, float], Callable[[float], None]]
 COMPILERS = ("g++", "clang++", "c++")
@@ -122,14 +121,17 @@ def verilator_tools() -> tuple[Path, dict[str, str]]:
 
 
 def _verilate(source: Path, folder: Path, arch: ArchConfig, report: Report, trace: bool) -> None:
+    from alula.hw.core import LANE_MODULE
+
     report("turn Verilog into C++", 0)
     root, environment = verilator_tools()
     (folder / "ports.h").write_text(_ports(arch))
     shared = folder / "shared.vlt"  # lanes share their code
     shared.write_text(f"`verilator_config\nno_inline -module \"{LANE_MODULE}\"\n")
     options = ["--trace-fst"] if trace else []
-    _tool([str(root / "bin" / "verilator_bin"), "--cc", str(shared), str(source), "--top-module", "alula",
-           "--prefix", "Vtop", "--Mdir", str(folder), *VERILATOR_OPTIONS, *options],
+    _tool([str(root / "bin" / "verilator_bin"), "--cc", str(shared), str(source),
+           "--top-module", "alula", "--prefix", "Vtop", "--Mdir", str(folder), *VERILATOR_OPTIONS,
+           *options],
           folder / "verilator.log", environment)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,7 @@ class Simulation:
     def __init__(self, library: Path, arch: ArchConfig) -> None:
         self.arch = arch
         self._library = ctypes.CDLL(str(library))
+        self._functions: dict[str, Any] = {}
         for name, result, arguments in (
                 ("new", ctypes.c_void_p, ()), ("delete", None, ()),
                 ("region", None, (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64,
@@ -74,8 +76,8 @@ class Simulation:
             function = getattr(self._library, f"alula_{name}")
             function.restype = result
             function.argtypes = (*(() if name == "new" else (ctypes.c_void_p,)), *arguments)
-            setattr(self, f"_{name}", function)
-        self._machine = ctypes.c_void_p(self._new())
+            self._functions[name] = function
+        self._machine = ctypes.c_void_p(self._functions["new"]())
         self._kept: list[NDArray[np.uint8]] = []  # memories must outlive the machine
         self.status = np.zeros(1, csr.STATUS)
         self.attach(0, BASE - APART, self.status.view(np.uint8), writable=True)
@@ -85,24 +87,27 @@ class Simulation:
 
     def __del__(self) -> None:
         if getattr(self, "_machine", None):
-            self._delete(self._machine)
+            self._call("delete")
+
+    def _call(self, name: str, *arguments: object) -> Any:
+        return self._functions[name](self._machine, *arguments)
 
     def attach(self, port: int, start: int, data: NDArray[np.uint8], *, writable: bool) -> None:
         """Put bytes at an address of a port's memory; what is nowhere answers with an error."""
         assert data.dtype == np.uint8 and data.flags.c_contiguous
         self._kept.append(data)
-        self._region(self._machine, port, start, data.size, data.ctypes.data, int(writable))
+        self._call("region", port, start, data.size, data.ctypes.data, int(writable))
 
     def set_memory(self, model: MemoryModel) -> None:
         for port in range(1 + self.arch.lanes):
-            self._timing(self._machine, port, model.latency, round(1024 * model.bandwidth),
+            self._call("timing", port, model.latency, round(1024 * model.bandwidth),
                          round(65536 * model.stall), model.seed)
 
     def write_register(self, offset: int, value: int) -> None:
-        self._write_register(self._machine, offset, value)
+        self._call("write_register", offset, value)
 
     def read_register(self, offset: int) -> int:
-        return int(self._read_register(self._machine, offset))
+        return int(self._call("read_register", offset))
 
     def _write64(self, offset: int, value: int) -> None:
         self.write_register(offset, value & 0xFFFF_FFFF)
@@ -120,7 +125,7 @@ class Simulation:
         """Run the program once, and return its clocks; raise :class:`RunError`."""
         self.write_register(Register.WATCHDOG, watchdog)
         self.write_register(Register.CTRL, 1 << Ctrl.START)
-        while not self._wait(self._machine, _SLICE):
+        while not self._call("wait", _SLICE):
             pass
         self.write_register(Register.ISR, 1)
         self.write_register(Register.CTRL, 1 << Ctrl.CONTINUE)
@@ -133,12 +138,12 @@ class Simulation:
 
     @property
     def clocks(self) -> int:
-        return int(self._clocks(self._machine))
+        return int(self._call("clocks"))
 
     def beats_read(self, port: int) -> int:
-        return int(self._read_beats(self._machine, port))
+        return int(self._call("read_beats", port))
 
     def trace(self, path: Path, clocks: int) -> None:
         """Write what happens in the next clocks to an FST file."""
-        if not self._trace(self._machine, str(path).encode(), clocks):
+        if not self._call("trace", str(path).encode(), clocks):
             raise OSError(f"{path} must be a file that can be written, in a build with tracing")

@@ -5,10 +5,10 @@ import random
 
 import cocotb
 import pytest
-from cosimulate import simulate
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
-from cocotbext.axi import AxiBus, AxiRamRead, AxiReadBus
+from cocotbext.axi import AxiRamRead, AxiReadBus
+from cosimulate import simulate
 
 from alula.hw.axi import AxiReader
 
