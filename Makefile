@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types wheel docs clean
+.PHONY: demo test cosim lint types wheel docs clean
 
 demo: $(VENV)/.installed          ## compile the bundled model and generate text with it
 	$(BIN)/alula demo $(DEMO)
 
 test: $(VENV)/.installed-dev      ## every test that needs no board and no GPU
 	$(BIN)/python -m pytest $(TEST)
+
+cosim: $(VENV)/.installed-dev     ## the hardware's units in cocotb, on Verilator
+	$(BIN)/python -m pytest $(or $(COSIM),tests/cosim)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -9,9 +9,9 @@ from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiRamRead, AxiReadBus
 from cosimulate import simulate
 from lanes import arch_of, extreme, mixed, pauses, start
+from products import Products
 
 from alula.hw import isa, layout, numerics
-from alula.hw.lane.lane import Lane
 
 LANE = 1
 SIZE = 1 << 19
@@ -205,4 +205,4 @@ async def rate(dut, kind):
 
 @pytest.mark.parametrize("arch", ["sim", "wide"])
 def test_lane(arch):
-    simulate(Lane(arch_of(arch)), __file__, extra={"ALULA_TEST_ARCH": arch})
+    simulate(Products(arch_of(arch)), __file__, extra={"ALULA_TEST_ARCH": arch})
