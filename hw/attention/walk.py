@@ -52,7 +52,7 @@ class PageWalk(wiring.Component):
     lane, rows, table
         Steady until the end.
     top : ``Out``
-        The last page of any row, from the first item on.
+        The last page of any row, from the first item until the next start.
     items : ``Out(stream of item_layout)``
     """
 
@@ -101,9 +101,9 @@ class PageWalk(wiring.Component):
         with m.FSM():
             with m.State("idle"):
                 m.d.sync += [unit.eq(first_unit(arch, self.lane, self.kv_heads)), row.eq(0),
-                             stop.eq(first_unit(arch, self.lane + 1, self.kv_heads)), seen.eq(0),
-                             top.eq(0)]
+                             stop.eq(first_unit(arch, self.lane + 1, self.kv_heads)), seen.eq(0)]
                 with m.If(self.start):
+                    m.d.sync += top.eq(0)
                     m.next = "top"
             with m.State("top"):
                 entry = Array(self.table)[seen]
