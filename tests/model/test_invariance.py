@@ -134,7 +134,7 @@ def test_builds(decoder):
     tokens = _tokens(90)
     found = []
     for arch in (BUILDS["sim"], BUILDS["zcu104"], BUILDS["u55c"],
-                 replace(SIM, name="odd", lanes=5, beat_bytes=32, rows=3)):
+                 replace(SIM, name="odd", lanes=5, beat_bytes=32, lane_dsps=64, rows=3)):
         session = _session(compile(graph, arch, OPTIONS))
         found.append(session.feed(session.open(), tokens, all_logits=True))
     for other in found[1:]:

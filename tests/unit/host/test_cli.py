@@ -140,7 +140,7 @@ def test_compress(tmp_path, recipe, extra):
     (("compile", "--shape", "llama2-7b", "--recipe", "q4_0"), 1, "a recipe must look like w4g64"),
     (("compile", "--shape", "llama2-13b", "--arch", "zcu104"), 1, "choose a larger board"),
     (("demo", "--model", "big"), 1, "model must be dense or sparse, not 'big'"),
-    (("demo", "--device", "tpu"), 1, "device must be one of golden, not 'tpu'"),
+    (("demo", "--device", "tpu"), 1, "device must be one of golden, rtl, not 'tpu'"),
     (("demo", "--temperature", "-1"), 1, "temperature must be at least 0, not -1.0"),
     (("demo", "--max-new-tokens", "99999"), 1, "prompt and new tokens must be at most"),
     (("inspect", "/nowhere"), 1, "must be a directory"),
