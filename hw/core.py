@@ -1,6 +1,6 @@
 """The accelerator without its control registers and buses to the control memory: only wiring."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, DomainRenamer, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -10,6 +10,7 @@ from alula.hw.axi import ADDRESS_BITS, REQUEST
 from alula.hw.buffers import ParamBuffer, VectorBuffer, write_layout
 from alula.hw.csr import Error
 from alula.hw.formats import COMMAND_BITS, instruction_layout
+from alula.hw.gate import gated
 from alula.hw.gather import Gather
 from alula.hw.isa import BLOCK, WORD_BYTES, Queue
 from alula.hw.lane.lane import lane_signature
@@ -89,12 +90,9 @@ class Core(wiring.Component):
         arch = self.arch
         m.submodules.sequencer = self.sequencer = Sequencer(arch)
         m.submodules.tokens = tokens = Tokens()
-        m.submodules.step = self.step = StepTable(arch)
-        m.submodules.load = self.load = LoadUnit(arch)
-        m.submodules.store = self.store = StoreUnit(arch)
-        m.submodules.vector = self.vector = VectorUnit(arch)
         m.submodules.gather = self.gather = Gather(arch)
-        m.submodules.merger = self.merger = Merger(arch)
+        self.step, self.load, self.store = StepTable(arch), LoadUnit(arch), StoreUnit(arch)
+        self.vector, self.merger = VectorUnit(arch), Merger(arch)
         self.queues, self.lanes = [], []
         for queue in UNITS:
             m.submodules[f"queue_{queue.name.lower()}"] = issue = IssueQueue(arch.queue_depth)
@@ -105,6 +103,7 @@ class Core(wiring.Component):
         for at in range(arch.lanes):
             m.submodules[f"lane_{at}"] = lane = Once(lane_signature(arch), LANE_MODULE)
             self.lanes.append(lane)
+        self._rest(m)
         self._control(m)
         self._memory(m)
         self._buffers(m)
@@ -113,6 +112,20 @@ class Core(wiring.Component):
         self._lanes(m)
         self._errors(m)
         return m
+
+    def _rest(self, m):
+        """Units whose clocks rest; the vector unit also has the best logits, for two others."""
+        active = {queue: issue.active for queue, issue in zip(UNITS, self.queues, strict=True)}
+        stepping = Signal()
+        step = stepping | self.step.read.valid | self.step.advance.valid
+        m.d.sync += stepping.eq(step & ~(self.step.done | self.step.error))
+        for name, unit, awake in (
+                ("step", self.step, step), ("load", self.load, active[Queue.LD]),
+                ("store", self.store, active[Queue.ST]),
+                ("vector", self.vector, active[Queue.MISC] | active[Queue.ST] | step),
+                ("merger", self.merger, active[Queue.MV] | self.merger.packets.valid)):
+            gated(m, name, awake)
+            m.submodules[name] = DomainRenamer(name)(unit)
 
     def _control(self, m):
         """The sequencer, the step, and the units that take commands by themselves."""

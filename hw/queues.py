@@ -67,6 +67,8 @@ class IssueQueue(wiring.Component):
         Which instruction runs or waits.
     idle : ``Out(1)``
         Nothing waits and nothing runs.
+    active : ``Out(1)``
+        A command is offered or runs.
     tokens : token port
     """
 
@@ -78,6 +80,7 @@ class IssueQueue(wiring.Component):
             "done": In(1),
             "index": Out(INDEX_BITS),
             "idle": Out(1),
+            "active": Out(1),
             "tokens": Out(token_port()),
         })
 
@@ -98,6 +101,7 @@ class IssueQueue(wiring.Component):
             self.tokens.wait.eq(header.wait),
             self.tokens.release.eq(header.release),
             self.idle.eq(~queue.r_rdy),
+            self.active.eq(busy | self.unit.valid),
         ]
         with m.If(busy):
             m.d.comb += [self.tokens.give.eq(self.done), queue.r_en.eq(self.done)]

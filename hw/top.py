@@ -2,12 +2,12 @@
 
 import re
 
-from amaranth.hdl import Module, Mux, ResetInserter
+from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import axi, ram
+from alula.hw import axi, gate, ram
 from alula.hw.axi import AxiReader, AxiWriter
 from alula.hw.control import ControlRegisters, lite_signature
 from alula.hw.core import LANE_MODULE, Core
@@ -46,7 +46,10 @@ class Top(wiring.Component):
         m.submodules.reader = reader = AxiReader(WORD_BYTES)
         m.submodules.writer = writer = AxiWriter(WORD_BYTES)
         core = Core(self.arch)
-        m.submodules.core = ResetInserter(supervisor.clear)(core)
+        m.domains += ClockDomain("core", local=True)
+        m.d.comb += [ClockSignal("core").eq(ClockSignal()),
+                     ResetSignal("core").eq(ResetSignal() | supervisor.clear)]
+        m.submodules.core = DomainRenamer("core")(core)
         wiring.connect(m, wiring.flipped(self.s_axi_control), registers.bus)
         axi.join(m, self.m_axi_control, reader.bus, writer.bus)
         for port, memory in zip(self.m_axi_lane, core.memories, strict=True):
@@ -95,5 +98,5 @@ def verilog(arch):
     """
     top = generate(Top(arch), TOP_MODULE)
     port = re.compile(r"\b[ms]_axi_\w+")
-    return ram.VERILOG + generate(Lane(arch), LANE_MODULE) + port.sub(
+    return ram.VERILOG + gate.VERILOG + generate(Lane(arch), LANE_MODULE) + port.sub(
         lambda name: name[0].replace("__", "_"), top)

@@ -1,6 +1,6 @@
 """A lane: one memory channel's prefetch, unpacker, multipliers and accumulators, wired up."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, DomainRenamer, Module, Mux, Signal
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,6 +10,7 @@ from alula.hw.attention.fetch import PageFetch
 from alula.hw.attention.keyvalue import KeyValueStore
 from alula.hw.axi import ADDRESS_BITS, AxiWriter
 from alula.hw.formats import COMMAND_BITS
+from alula.hw.gate import gated
 from alula.hw.gather import output_layout
 from alula.hw.lane import chain as dsp_chain
 from alula.hw.lane.accumulate import ScaleAccumulate
@@ -78,14 +79,13 @@ class Lane(wiring.Component):
         m, arch = Module(), self.arch
         m.submodules.prefetch = prefetch = Prefetch(arch)
         m.submodules.queue = queue = BeatQueue(arch)
-        m.submodules.unpacker = unpacker = Unpacker(arch)
         m.submodules.activations = activations = ActivationBuffer(arch)
-        m.submodules.linear = linear = LinearUnit(arch)
-        m.submodules.chain = chain = Chain(arch, self.primitive)
-        m.submodules.accumulate = accumulate = ScaleAccumulate(arch)
-        m.submodules.attention = attention = AttendUnit(
-            arch, dsp_chain.tap_latency(chain.levels - 1), dsp_chain.OWN_LATENCY)
-        m.submodules.keys = keys = KeyValueStore(arch)
+        unpacker, linear, accumulate = Unpacker(arch), LinearUnit(arch), ScaleAccumulate(arch)
+        chain = Chain(arch, self.primitive)
+        attention = AttendUnit(arch, dsp_chain.tap_latency(chain.levels - 1),
+                               dsp_chain.OWN_LATENCY)
+        keys = KeyValueStore(arch)
+        self._rest(m, chain, attention, keys, unpacker, linear, accumulate)
         table = self._table(m)
         self._fetch(m, prefetch, table)
 
@@ -121,6 +121,22 @@ class Lane(wiring.Component):
         ]
         return m
 
+    def _rest(self, m, chain, attention, keys, unpacker, linear, accumulate):
+        """Products, attention and cache writes have clocks that rest."""
+        running = Signal()
+        m.d.sync += running.eq((running | self.attend.valid) & ~attention.done)
+        multiplies = self.command.valid | linear.busy
+        attends = self.attend.valid | running
+        for name, awake, units in (
+                ("product", multiplies, {"unpacker": unpacker, "linear": linear,
+                                         "accumulate": accumulate}),
+                ("attention", attends, {"attention": attention}),
+                ("chain", multiplies | attends, {"chain": chain}),
+                ("keys", self.store.valid, {"keys": keys})):
+            gated(m, name, awake)
+            for unit, component in units.items():
+                m.submodules[unit] = DomainRenamer(name)(component)
+
     def _table(self, m):
         """Keep the rows of the step."""
         rows = [Signal(row_layout(self.arch), name=f"row_{at}") for at in range(self.arch.rows)]
@@ -138,8 +154,10 @@ class Lane(wiring.Component):
                      reader.slot.eq(read.data), reader.slot_words.eq(self.slot_words)]
 
     def _fetch(self, m, prefetch, table):
-        m.submodules.fetch = fetch = PageFetch(self.arch, prefetch.piece)
+        fetch = PageFetch(self.arch, prefetch.piece)
         m.submodules.loads = waiting = fifo.SyncFIFO(width=COMMAND_BITS, depth=PAGE_LOADS)
+        gated(m, "fetch", waiting.r_rdy)
+        m.submodules.fetch = DomainRenamer("fetch")(fetch)
         self._slots(m, "fetch_slots", fetch)
         wiring.connect(m, fetch.requests, prefetch.page_requests)
         m.d.comb += [

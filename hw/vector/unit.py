@@ -1,11 +1,12 @@
 """The vector unit: executes the MISC instructions, one at a time, for all rows of the step."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import DomainRenamer, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import isa
 from alula.hw.formats import COMMAND_BITS
+from alula.hw.gate import gated
 from alula.hw.isa import TOP_K
 from alula.hw.vector.activate import Activate
 from alula.hw.vector.buffers import address_bits, param_bits
@@ -60,12 +61,9 @@ class VectorUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         arch = self.arch
-        m.submodules.lanes = lanes = Lanes(arch)
-        m.submodules.rms_norm = rms_norm = RmsNorm(arch)
-        m.submodules.combine = combine = Combine(arch)
-        m.submodules.rotate = rotate = Rotate(arch)
-        m.submodules.activate = activate = Activate(arch)
-        m.submodules.quantize = quantize = Quantize(arch)
+        lanes, quantize = Lanes(arch), Quantize(arch)
+        rms_norm, combine, rotate = RmsNorm(arch), Combine(arch), Rotate(arch)
+        activate = Activate(arch)
         m.submodules.select_top = select_top = SelectTop(arch)
         units = {isa.RmsNorm: rms_norm, isa.Combine: combine, isa.Rotate: rotate,
                  isa.Activate: activate, isa.Quantize: quantize, isa.SelectTop: select_top}
@@ -82,7 +80,14 @@ class VectorUnit(wiring.Component):
                                  self.param_address.eq(unit.param_address)]
                 elif unit is quantize:
                     m.d.comb += lanes.step.operation.eq(quantize.operation)
-        self._control(m, command, start, finished, ordered)
+        running = self._control(m, command, start, finished, ordered)
+        activates = command[:isa.HEADER_BITS["opcode"]] == isa.Activate.opcode
+        gated(m, "activate", running & activates)
+        m.submodules.activate = DomainRenamer("activate")(activate)
+        gated(m, "shared", running & ~activates)
+        for name, unit in {"lanes": lanes, "quantize": quantize, "rms_norm": rms_norm,
+                           "combine": combine, "rotate": rotate}.items():
+            m.submodules[name] = DomainRenamer("shared")(unit)
         for unit in (lanes, activate, quantize, select_top):
             m.d.comb += unit.read_data.eq(self.read_data)
         writer = Signal()  # only one of the two has anything to write
@@ -104,9 +109,12 @@ class VectorUnit(wiring.Component):
         return m
 
     def _control(self, m, command, start, finished, ordered):
-        """Take a command, start its unit, and wait for it, and for the lanes' last write."""
+        """Take a command, start its unit, and wait for it, and for the lanes' last write.
+
+        Returns a signal that is high from the start on.
+        """
         wait = Signal(range(WRITE_STAGE + 1))
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.comb += self.commands.ready.eq(1)
                 m.d.sync += command.eq(self.commands.payload)
@@ -125,3 +133,4 @@ class VectorUnit(wiring.Component):
                 m.d.sync += wait.eq(wait - 1)
                 with m.If(wait == 0):
                     m.next = "IDLE"
+        return ~fsm.ongoing("IDLE")

@@ -150,10 +150,19 @@ struct Machine {
     Machine();
 
     void clock() {
+        begin();
+        end();
+    }
+
+    // The first half of a clock: memories offer what they have, and all that needs no edge follows.
+    void begin() {
         for (Port &port : ports) port.offer(now);
         top->clk = 0;
         top->eval();
         dump(2 * now);
+    }
+
+    void end() {
         if (!top->rst)
             for (Port &port : ports) port.take(now);
         top->clk = 1;
@@ -171,9 +180,9 @@ struct Machine {
         top->s_axi_control_bready = 1;
         bool sent = false;
         while (!sent) {
-            settle();
+            begin();
             sent = top->s_axi_control_awready && top->s_axi_control_wready;
-            clock();
+            end();
         }
         top->s_axi_control_awvalid = top->s_axi_control_wvalid = 0;
         while (!top->s_axi_control_bvalid) clock();
@@ -186,9 +195,9 @@ struct Machine {
         top->s_axi_control_rready = 0;
         bool sent = false;
         while (!sent) {
-            settle();
+            begin();
             sent = top->s_axi_control_arready;
-            clock();
+            end();
         }
         top->s_axi_control_arvalid = 0;
         while (!top->s_axi_control_rvalid) clock();
@@ -197,12 +206,6 @@ struct Machine {
         clock();
         top->s_axi_control_rready = 0;
         return value;
-    }
-
-    // Let what depends on inputs without a clock follow them.
-    void settle() {
-        top->clk = 0;
-        top->eval();
     }
 
     void start() {
