@@ -23,16 +23,24 @@ from alula.compiler.program import Program, load, save
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES, shape_graph
 from alula.compiler.verify import verify
-from alula.host.device import open_device
+from alula.host.compared import Compared, Mismatch
+from alula.host.device import (
+    DEVICES,
+    Device as AnyDevice,
+    GoldenDevice,
+    Trace,
+    open_device,
+    resolve,
+)
 from alula.host.generate import Sampling, generate, measure, session_logits
-from alula.host.rtl import RtlDevice
+from alula.host.rtl import figures
 from alula.host.screen import LOG, Screen
 from alula.host.session import Session
 from alula.host.text import Stream, Text, read_files
 from alula.hw import isa
 from alula.hw.arch import BUILDS, build
 from alula.sim.rtl.build import BuildError
-from alula.sim.rtl.simulation import RunError
+from alula.sim.rtl.simulation import MemoryModel, RunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Run large language models on FPGAs.")
@@ -54,7 +62,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")]
 Device = Annotated[str, typer.Option(
-    help="What runs the program: golden, or rtl (the hardware, simulated).")]
+    help="What runs the program: rtl (the hardware, simulated), golden (the software model that "
+         "defines every bit), or auto: rtl where it can be built.")]
+Check = Annotated[bool, typer.Option(
+    help="Run the golden model beside it and compare every logit, to the bit.")]
+Memory = Annotated[str | None, typer.Option(
+    metavar="MODEL", help="How simulated memories answer, for example "
+    "latency=80,bandwidth=0.9,stall=0.05,seed=1; ideal if not given.")]
+TraceFile = Annotated[Path | None, typer.Option(
+    "--trace", metavar="FILE.fst", help="Write waveforms of some clocks of the simulation.")]
+TraceStart = Annotated[int, typer.Option(min=0, help="First clock of the trace.")]
+TraceClocks = Annotated[int, typer.Option(min=1, help="Clocks of the trace.")]
 Prompt = Annotated[str, typer.Option(help="Text to continue.")]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to make.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the best token each time.")]
@@ -80,7 +98,7 @@ def main() -> None:
         sys.exit(0)
     except Refused as refusal:
         _fail(str(refusal), 2)
-    except (ValueError, OSError, MemoryError, BuildError, RunError) as error:
+    except (ValueError, OSError, MemoryError, BuildError, RunError, Mismatch) as error:
         LOG.error("%s", traceback.format_exc())
         _fail(str(error) or type(error).__name__, 1)
     except Exception as error:
@@ -177,7 +195,7 @@ def compress(directory: Annotated[Path, typer.Argument(help="Model directory.")]
 def _choice(name: str, value: str, kind: Any) -> Any:
     if value not in list(kind):
         raise ValueError(f"{name} must be one of {', '.join(kind)}, not {value!r}")
-    return kind(value)
+    return kind(value) if isinstance(kind, type) else value
 
 
 def _linear_weights(graph: Graph) -> int:
@@ -252,7 +270,24 @@ def _program_facts(program: Program) -> dict[str, Any]:
     }
 
 
-_DEVICE_STEPS = (1, 4)  # of starting a device that is ready, and of building the rtl device
+_DEVICE_STEPS = {"golden": 1, "rtl": 4}  # rtl: described, turned into C++, compiled, started
+
+
+def _device_steps(name: str) -> int:
+    """Return how many steps opening a device takes, before it is known what ``auto`` means."""
+    return _DEVICE_STEPS.get(name, _DEVICE_STEPS["rtl"])
+
+
+def _open(screen: Screen, steps: Any, name: str, program: Program, *, check: bool = False,
+          memory: str | None = None, trace: Trace | None = None) -> AnyDevice:
+    """Return a device, beside the golden model if it is to be checked."""
+    name, why = resolve(name, program)
+    if why:
+        screen.note(why)
+    device = open_device(name, program, steps.begin, trace=trace,
+                         memory=MemoryModel.parse(memory) if memory else None)
+    steps.begin(f"start the device: {name}")
+    return Compared(device, GoldenDevice(program)) if check and name != "golden" else device
 
 
 def _figure(value: object) -> str:
@@ -279,16 +314,20 @@ def disasm(file: Annotated[Path, typer.Argument(help="Program file.")],
 
 @app.command()
 def run(file: Annotated[Path, typer.Argument(help="Program file.")], prompt: Prompt = "",
-        max_new_tokens: NewTokens = 64, device: Device = "golden",
+        max_new_tokens: NewTokens = 64, device: Device = "auto", check: Check = False,
+        memory: Memory = None, trace: TraceFile = None, trace_start: TraceStart = 0,
+        trace_clocks: TraceClocks = Trace.clocks,
         temperature: Temperature = 0.0, top_k: TopK = 0, seed: Seed = 0,
         ignore_eos: IgnoreEos = False, as_json: Json = False, quiet: Quiet = False) -> None:
     """Generate text with a program."""
     screen = Screen(as_json=as_json, quiet=quiet)
-    with screen.steps(1 + _DEVICE_STEPS[device == "rtl"]) as steps:
+    _choice("device", device, DEVICES)
+    with screen.steps(1 + _device_steps(device)) as steps:
         steps.begin("read the program")
         program = verify(load(file))
-        steps.begin(f"start the device: {device}")
-        session = Session(open_device(device, program, steps.begin))
+        session = Session(_open(
+            screen, steps, device, program, check=check, memory=memory,
+            trace=Trace(trace, trace_start, trace_clocks) if trace else None))
         steps.finish()
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     screen.result(_generate(screen, session, prompt, max_new_tokens, sampling))
@@ -306,10 +345,12 @@ def _generate(screen: Screen, session: Session, prompt: str, count: int,
     stream = Stream(text)
     tokens: list[int] = []
     screen.text(prompt)
+    device = session.device
     begun = time.perf_counter()
-    first = begun
+    first, before = begun, device.counters
     for token in generate(session, given, count, sampling):
-        first = first if tokens else time.perf_counter()
+        if not tokens:
+            first, before = time.perf_counter(), device.counters
         tokens.append(token)
         if token not in program.model.eos_tokens:
             screen.text(stream.push(token))
@@ -317,17 +358,20 @@ def _generate(screen: Screen, session: Session, prompt: str, count: int,
     screen.text("\n")
     rate = (len(tokens) - 1) / (ended - first) if len(tokens) > 1 else 0.0
     facts = {
-        "device": session.device.name, "model": program.model.name, "arch": program.arch.name,
+        "device": device.name, "model": program.model.name, "arch": program.arch.name,
         "prompt_tokens": len(given), "new_tokens": len(tokens), "tokens_per_s": rate,
         "time_to_first_token_s": first - begun, "tokens": tokens,
         "text": text.decode([t for t in tokens if t not in program.model.eos_tokens]),
     }
     screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s")
-    if isinstance(session.device, RtlDevice):
-        figures = session.device.figures()
-        screen.table("Simulated hardware", ("", ""),
-                     [(name.replace("_", " "), _figure(value)) for name, value in figures.items()])
-        facts |= figures
+    if device.counters and before and len(tokens) > 1:
+        costs = figures(program, device.counters - before, len(tokens) - 1)
+        screen.table("Simulated hardware, a token at a time", ("", ""),
+                     [(name.replace("_", " "), _figure(value)) for name, value in costs.items()])
+        facts |= costs
+    if isinstance(device, Compared):
+        facts["compared_bytes"] = device.compared
+        screen.note(f"{device.compared:,} bytes of logits, all equal to the golden model's")
     return facts
 
 
@@ -336,7 +380,7 @@ def evaluate(file: Annotated[Path, typer.Argument(help="Program file.")],
              text: Annotated[Path, typer.Option("--text", help="Text file.")],
              reference: Annotated[Path | None, typer.Option(
                  help="Model directory, to measure with ONNX Runtime too.")] = None,
-             device: Device = "golden",
+             device: Device = "golden", memory: Memory = None,
              window: Annotated[int, typer.Option(min=2, help="Tokens of context.")] = 256,
              limit: Annotated[int, typer.Option(help="Characters of text to use; 0 for all.")] = 0,
              as_json: Json = False, quiet: Quiet = False) -> None:
@@ -347,8 +391,9 @@ def evaluate(file: Annotated[Path, typer.Argument(help="Program file.")],
     program = verify(load(file))
     words = Text(program.tokenizer)
     found = {}
-    with screen.steps(2 if reference else 1) as steps:
-        session = Session(open_device(device, program))
+    _choice("device", device, DEVICES)
+    with screen.steps(_device_steps(device) + (2 if reference else 1)) as steps:
+        session = Session(_open(screen, steps, device, program, memory=memory))
         window = min(window, session.context)
         found[device] = _measure(steps, f"measure on {device}", session_logits(session), words,
                                  content, window)
@@ -383,19 +428,26 @@ def _measure(steps: Any, name: str, logits: Any, text: Text, content: str, windo
 
 @app.command()
 def demo(prompt: Prompt = "Expressions are", max_new_tokens: NewTokens = 64,
-         device: Device = "golden", arch: Arch = "sim",
+         device: Device = "auto", arch: Arch = "sim", check: Check = True,
          model: Annotated[str, typer.Option(help="Bundled model: dense or sparse.")] = "sparse",
+         memory: Memory = None, trace: TraceFile = None, trace_start: TraceStart = 0,
+         trace_clocks: TraceClocks = Trace.clocks,
          temperature: Temperature = 0.0, top_k: TopK = 0, seed: Seed = 0,
          ignore_eos: IgnoreEos = False, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Compile the bundled model and generate text with it."""
+    """Compile the bundled model and generate text with it, on the simulated hardware.
+
+    The golden model runs beside it: every logit is compared, to the bit.
+    """
     if model not in ("dense", "sparse"):
         raise ValueError(f"model must be dense or sparse, not {model!r}")
+    _choice("device", device, DEVICES)
     screen = Screen(as_json=as_json, quiet=quiet)
-    with screen.steps(len(STAGES) + 2 + _DEVICE_STEPS[device == "rtl"]) as steps:
+    with screen.steps(len(STAGES) + 2 + _device_steps(device)) as steps:
         directory = Path(str(files("alula.host.bundled"))) / model
         program = _compile_directory(directory, arch, Options(), None, steps.begin)
-        steps.begin(f"start the device: {device}")
-        session = Session(open_device(device, program, steps.begin))
+        session = Session(_open(
+            screen, steps, device, program, check=check, memory=memory,
+            trace=Trace(trace, trace_start, trace_clocks) if trace else None))
         steps.finish()
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     facts = _generate(screen, session, prompt, max_new_tokens, sampling)

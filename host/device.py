@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,13 +12,34 @@ from numpy.typing import NDArray
 
 from alula.compiler.program import Program
 from alula.sim.golden import Machine
+from alula.sim.rtl.simulation import MemoryModel
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What hardware has done: clocks from start to end of each step, beats that lanes read."""
+
+    cycles: int = 0
+    lane_beats: int = 0
+    seconds: float = 0.0
+
+    def __sub__(self, other: Counters) -> Counters:
+        return Counters(self.cycles - other.cycles, self.lane_beats - other.lane_beats,
+                        self.seconds - other.seconds)
 
 
 class Device(Protocol):
     """Something that runs programs; host code cannot tell which."""
 
-    name: str
-    program: Program
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def counters(self) -> Counters | None:
+        """What it has done since it was made, if it counts."""
 
     def write(self, start: int, data: bytes) -> None:
         """Write to the control memory, from byte ``start`` on."""
@@ -32,6 +55,7 @@ class GoldenDevice:
     """The golden model as a device."""
 
     name = "golden"
+    counters = None
 
     def __init__(self, program: Program, exact: frozenset[str] = frozenset()) -> None:
         self.program = program
@@ -47,20 +71,53 @@ class GoldenDevice:
         self.machine.run()
 
 
-DEVICES = ("golden", "rtl")
+DEVICES = ("auto", "rtl", "golden")
+AUTO_LANES = 4  # larger builds take too long to simulate unless someone asks for it
 Report = Callable[[str, float], Callable[[float], None]]
 
 
-def open_device(name: str, program: Program, report: Report | None = None) -> Device:
-    """Return a device by name, the program loaded.
+@dataclass(frozen=True)
+class Trace:
+    """A file for the waveforms of some clocks of a simulation, counted from reset."""
 
-    ``report`` is told of the stages of making the device, as
-    :func:`alula.sim.rtl.build.library` has it.
+    path: Path
+    start: int = 0
+    clocks: int = 20_000
+
+
+def resolve(name: str, program: Program) -> tuple[str, str]:
+    """Return which device a name means for a program, and why, if that is not plain."""
+    if name not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+    if name != "auto":
+        return name, ""
+    from alula.sim.rtl.build import NO_COMPILER, compiler
+
+    if program.arch.lanes > AUTO_LANES:
+        return "golden", (f"the hardware of {program.arch.name} is simulated only on request, "
+                          "with --device rtl; running the golden model")
+    if compiler() is None:
+        return "golden", f"{NO_COMPILER}; running the golden model"
+    return "rtl", ""
+
+
+def open_device(name: str, program: Program, report: Report | None = None, *,
+                memory: MemoryModel | None = None, trace: Trace | None = None) -> Device:
+    """Return a device by its name, not ``auto``, the program loaded.
+
+    Parameters
+    ----------
+    report
+        Is told of the stages of making the device, as :func:`alula.sim.rtl.build.library` has it.
+    memory, trace
+        For the rtl device: how its memories answer, and where waveforms go.
     """
-    if name == "golden":
-        return GoldenDevice(program)
     if name == "rtl":
         from alula.host.rtl import RtlDevice
 
-        return RtlDevice(program, report=report) if report else RtlDevice(program)
-    raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+        return RtlDevice(program, memory=memory, report=report, trace=trace)
+    if memory or trace:
+        raise ValueError(f"memory models and traces are for the device rtl, not {name}")
+    if name == "golden":
+        return GoldenDevice(program)
+    raise ValueError(f"device must be one of {', '.join(DEVICES[1:])}, not {name!r}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+
+from alula.sim.rtl.build import compiler
 
 
 def examine() -> list[dict[str, str]]:
@@ -23,8 +24,9 @@ def examine() -> list[dict[str, str]]:
             ("pynq", "Zynq boards; extra [pynq]")):
         found.append((package, _version(package), purpose))
     found.append(("pyxrt", _pyxrt(), "Alveo boards; comes with XRT, for one Python version"))
-    compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
-    found.append(("C++ compiler", compiler or "not found", "RTL simulation"))
+    command = compiler()
+    found.append(("C++ compiler", " ".join(command) if command else "not found; install g++, or "
+                  "`pip install ziglang`", "RTL simulation"))
     return [{"name": name, "found": what, "purpose": purpose} for name, what, purpose in found]
 
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alula.compiler.program import Program
+from alula.host.device import Counters, Report, Trace
 from alula.hw import isa
-from alula.sim.rtl.build import Report, library
+from alula.sim.rtl.build import library
 from alula.sim.rtl.limits import check
 from alula.sim.rtl.simulation import APART, BASE, MemoryModel, Simulation
-
-
-@dataclass
-class Counters:
-    """What a device has done since it was made."""
-
-    steps: int = 0
-    cycles: int = 0  # from start to end of each step
-    lane_beats: int = 0  # read through the lanes' ports
-    seconds: float = 0.0  # of simulation
 
 
 def _silent(name: str, total: float) -> Callable[[float], None]:
@@ -38,27 +28,28 @@ class RtlDevice:
     Parameters
     ----------
     memory
-        How the memories answer.
+        How the memories answer; ideal if not given.
     report
         Told of the stages of building; see :func:`alula.sim.rtl.build.library`.
     trace
-        File for the waveforms of ``trace_clocks`` clocks from the first step on.
+        Where waveforms go, and of which clocks.
     """
 
     program: Program
-    memory: MemoryModel = MemoryModel()
-    report: Report = _silent
-    trace: Path | None = None
-    trace_clocks: int = 10_000
+    memory: MemoryModel | None = None
+    report: Report | None = None
+    trace: Trace | None = None
     name: str = "rtl"
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
         check(self.program)
         arch, where = self.program.arch, self.program.memory
-        built = library(arch, self.report, trace=self.trace is not None)
+        built = library(arch, self.report or _silent, trace=self.trace is not None)
         self.simulation = Simulation(built, arch)
-        self.simulation.set_memory(self.memory)
+        self.simulation.set_memory(self.memory or MemoryModel())
+        if self.trace is not None:
+            self.simulation.trace(self.trace.path, self.trace.start, self.trace.clocks)
         self.control = np.zeros(-(-where.top.stop // 64) * 64, np.uint8)
         self.control[:self.program.control.size] = self.program.control
         code = np.frombuffer(isa.assemble(self.program.instructions), np.uint8)
@@ -90,26 +81,28 @@ class RtlDevice:
         return self.control[start:start + size]
 
     def step(self) -> None:
-        if self.trace is not None and not self.counters.steps:
-            self.simulation.trace(self.trace, self.trace_clocks)
-        begun, beats = time.perf_counter(), self._beats()
-        self.counters.cycles += self.simulation.run()
-        self.counters.seconds += time.perf_counter() - begun
-        self.counters.lane_beats += self._beats() - beats
-        self.counters.steps += 1
-
-    def figures(self) -> dict[str, float]:
-        """Return what the steps so far have cost, as simulated."""
-        counters, arch = self.counters, self.program.arch
-        moved = counters.lane_beats * arch.beat_bytes
-        return {
-            "steps": counters.steps,
-            "cycles_per_step": counters.cycles / max(counters.steps, 1),
-            "bytes_per_step": moved / max(counters.steps, 1),
-            "bandwidth_share": moved / max(counters.cycles * arch.lanes * arch.beat_bytes, 1),
-            "cycles_per_s": counters.cycles / max(counters.seconds, 1e-9),
-        }
+        begun, beats, before = time.perf_counter(), self._beats(), self.counters
+        cycles = self.simulation.run()
+        self.counters = Counters(before.cycles + cycles, before.lane_beats + self._beats() - beats,
+                                 before.seconds + time.perf_counter() - begun)
 
     def _beats(self) -> int:
         return sum(self.simulation.beats_read(1 + lane)
                    for lane in range(self.program.arch.lanes))
+
+
+def figures(program: Program, spent: Counters, tokens: int) -> dict[str, float]:
+    """Return what ``tokens`` tokens have cost on simulated hardware.
+
+    ``macs_per_s`` counts products of weights that are kept, in a second of simulation.
+    """
+    arch = program.arch
+    moved = spent.lane_beats * arch.beat_bytes
+    seconds = max(spent.seconds, 1e-9)
+    return {
+        "cycles_per_token": spent.cycles / tokens,
+        "bytes_per_token": moved / tokens,
+        "bandwidth_share": moved / (spent.cycles * arch.lanes * arch.beat_bytes),
+        "cycles_per_s": spent.cycles / seconds,
+        "macs_per_s": program.statistics["bytes"]["kept"] * tokens / seconds,
+    }

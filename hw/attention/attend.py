@@ -8,7 +8,7 @@ from amaranth.utils import ceil_log2
 from alula.hw import fp, isa
 from alula.hw.attention.fetch import LAG, SCALE_BYTES, key_beats, value_beats
 from alula.hw.attention.merge import SUM_BITS, LaneMerge, packet_layout
-from alula.hw.attention.softmax import COUNT_BITS, DOT_BITS, PLACES, Softmax
+from alula.hw.attention.softmax import DOT_BITS, PLACES, Softmax, count_bits
 from alula.hw.attention.walk import PageWalk, item_layout
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
@@ -92,7 +92,7 @@ class AttendUnit(wiring.Component):
         m.submodules.softmax = softmax = Softmax(arch)
         m.submodules.merge = merge = LaneMerge(arch)
         page = data.StructLayout({"item": item_layout(arch), "place": range(PLACES),
-                                  "number": COUNT_BITS})
+                                  "number": count_bits(arch)})
         m.submodules.pages = pages = fifo.SyncFIFOBuffered(width=page.size, depth=LAG + 1)
         entering, leaving = data.View(page, pages.w_data), data.View(page, pages.r_data)
         word = Signal(COMMAND_BITS)
@@ -111,7 +111,9 @@ class AttendUnit(wiring.Component):
         # Tokens of the page that the row sees: low to high - 1; those below `own` are in the cache.
         count, low, own = (Signal(range(PAGE_TOKENS + 1), name=name)
                            for name in ("count", "low", "own"))
-        number, next_number = Signal(COUNT_BITS), Signal(COUNT_BITS)  # of queries, modulo
+        number, next_number = (Signal(count_bits(arch), name=name)  # of queries, modulo
+                               for name in ("number", "next_number"))
+        ahead = Signal(signed(count_bits(arch)))  # queries whose weights are there
         start = Signal(POSITION_BITS + 1)
         ending = Signal()
         here = Array(self.table)[row]
@@ -124,7 +126,7 @@ class AttendUnit(wiring.Component):
             beats.eq(Mux(in_values, value_beats(item.tokens, insn.head_dim, arch.beat_bytes),
                          key_beats(item.tokens, insn.head_dim, arch.beat_bytes))),
             entering.item.eq(item), entering.place.eq(key_place), entering.number.eq(number),
-            own.eq(item.tokens),
+            own.eq(item.tokens), ahead.eq(softmax.finished - number),
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.d.comb += merge.top.eq(walk.top)
@@ -145,7 +147,7 @@ class AttendUnit(wiring.Component):
                              ending.eq(0), pointer.eq(self.ring_begin),
                              self.ring_release.eq(self.ring_begin)]
                 fresh = instruction_layout(isa.Attend)(self.commands.payload)
-                m.d.sync += left.eq(fresh.heads)
+                m.d.sync += [left.eq(fresh.heads), scan.loaded.eq(0)]
                 with m.If(self.commands.valid):
                     m.next = "divide"
             with m.State("divide"):
@@ -191,6 +193,8 @@ class AttendUnit(wiring.Component):
                     m.d.sync += row.eq(row + 1)
                 with m.Elif(in_values):
                     m.next = "values"
+                with m.Elif(scan.has_query):
+                    m.next = "announce"
                 with m.Else():
                     m.next = "query"
             scan.load_query("query", "announce")
@@ -213,8 +217,7 @@ class AttendUnit(wiring.Component):
             scan.tokens("keys", "next")
             with m.State("values"):  # until the query's weights are there
                 m.d.comb += self.busy.eq(1)
-                with m.If((softmax.finished - number)[:COUNT_BITS - 1].any()
-                          & ~(softmax.finished - number)[COUNT_BITS - 1]):
+                with m.If(ahead > 0):
                     m.d.sync += number.eq(number + 1)
                     m.next = "weigh"
             scan.chunks("weigh", "next")
@@ -265,6 +268,12 @@ class _Scan:
                                + (insn.query << ceil_log2(BLOCK))),
             self.head_base.eq(item.head * insn.head_dim),
         ]
+        # Whose codes are in `pieces`; a query alone stays there from page to page.
+        self.loaded = Signal()
+        now, self.held_query = Cat(item.head, row, query), Signal(
+            len(item.head) + len(row) + len(query))
+        self.has_query = self.loaded & (self.held_query == now)
+        self.now_query = now
         self.token, self.part = Signal(_TOKENS + 1), Signal(6)
         self.offset = Signal(20)  # in the page, of a piece in the ring
         self.begin = begin
@@ -461,7 +470,8 @@ class _Scan:
             m.d.comb += unit.busy.eq(1)
             m.d.sync += self.token.eq(self.token + 1)
             with m.If(self.token == READ_LATENCY):
-                m.d.sync += self.token.eq(0)
+                m.d.sync += [self.token.eq(0), self.loaded.eq(1),
+                             self.held_query.eq(self.now_query)]
                 m.next = then
 
     def tokens(self, state, then):

@@ -15,6 +15,8 @@ from alula.hw.step import row_bits
 
 SUM_BITS = 23  # of eight-bit weights times codes: below 64 * 255 * 127
 LEVELS = ceil_log2(PAGE_CLASSES)
+AT_ONCE = 4  # values of a word: so a page is merged in less time than it takes to read
+_LOG = ceil_log2(AT_ONCE)
 REGIONS = LEVELS + 1  # partials that wait for their sibling, and the one being made
 SHIFT_BITS = 10  # of a power of two by which a partial is scaled down; clipped
 
@@ -101,7 +103,7 @@ class LaneMerge(wiring.Component):
         m = Module()
         arch = self.arch
         m.submodules.values = values = Ram(
-            shape=32, depth=REGIONS * arch.attention_elements)
+            shape=32 * AT_ONCE, depth=REGIONS * arch.attention_elements // AT_ONCE)
         state = data.StructLayout({"peak": signed(PEAK_BITS), "total": 32})
         m.submodules.states = states = Ram(
             shape=state, depth=REGIONS * arch.attention_queries)
@@ -109,7 +111,9 @@ class LaneMerge(wiring.Component):
         mine, theirs = states.read_port(domain="comb"), states.read_port(domain="comb")
         renewed = states.write_port()
         job = self.jobs.payload
-        elements = ceil_log2(arch.attention_elements)
+        words = arch.attention_elements // AT_ONCE  # of a region
+        size = Signal(8)  # words of a query's values
+        m.d.comb += size.eq(self.head_dim >> _LOG)
 
         waiting = Array(Signal(data.StructLayout({"level": 2, "node": LEVELS}), name=f"waits_{at}")
                         for at in range(REGIONS))
@@ -121,59 +125,66 @@ class LaneMerge(wiring.Component):
         is_node, is_emit = Signal(), Signal()
         region = Signal(range(REGIONS))
         total_turn = Signal()  # the turn after the values is that of the total
-        base = Signal(elements)  # of the query's values
+        base = Signal(range(words))  # of the query's values
         new_peak, powers = shifts(m, Mux(~is_node & job.fresh, EMPTY, mine.data.peak),
                                   Mux(is_node, theirs.data.peak, job.stats.peak))
         m.d.comb += [
             region.eq(Mux(is_node, depth - 1, depth)),
             mine.addr.eq(region * arch.attention_queries + query),
             theirs.addr.eq(depth * arch.attention_queries + query),
-            base.eq(query * self.head_dim),
+            base.eq(query * size),
         ]
 
-        # Turns: one a value for a page; two for a merge, whose second operand is read first.
+        # Turns: one a word for a page; two for a merge, whose second operand is read first.
         issue = Signal()
         start = Signal(10)
-        m.d.comb += start.eq(Mux(is_node | is_emit, 0, job.chunk << self.piece))
+        m.d.comb += start.eq(Mux(is_node | is_emit, 0, (job.chunk << self.piece) >> _LOG))
         source = Mux(is_node & ~second, depth, region)
-        m.d.comb += read.addr.eq(source * arch.attention_elements + base + at)
-        held = Signal(32)
+        m.d.comb += read.addr.eq(source * words + base + at)
+        held = Signal(32 * AT_ONCE)
         m.d.sync += held.eq(read.data)
         p = Pipe(m)
         counts = p.input(issue & (second | ~is_node) & ~is_emit, reset=True)
-        place = p.input(region * arch.attention_elements + base + at)
+        place = p.input(region * words + base + at)
         is_total = p.input(total_turn)
         node_now = p.input(is_node)
         old_total = p.input(mine.data.total)
         other_total = p.input(Mux(is_node, theirs.data.total, job.stats.total))
         fresh = p.input(~is_node & job.fresh)
-        number = p.apply(lambda v: v, p.input(Array(self.sums)[at - start]))
-        page = p.mul(fp.from_int(p, number), p.input(job.stats.back))
-        # Values of the memory come a clock after their turn.
-        old = p.mux(is_total, old_total, p.input(read.data, stage=1))
-        old = p.mux(fresh, p.const(0), old)
-        second_value = p.input(held, stage=1)
-        theirs_now = p.mux(is_total, other_total, p.mux(node_now, second_value, page))
-        result = p.add(rescale(p, old, p.input(powers[0])),
-                       rescale(p, theirs_now, p.input(powers[1])))
-        end = result.stage
+        numbers = Array(Cat(self.sums[first:first + AT_ONCE])
+                        for first in range(0, arch.beat_bytes, AT_ONCE))[at - start]
+        results = []
+        for lane in range(AT_ONCE):
+            number = p.apply(lambda v: v.as_signed(), p.input(
+                numbers[SUM_BITS * lane:SUM_BITS * (lane + 1)]))
+            page = p.mul(fp.from_int(p, number), p.input(job.stats.back))
+            # Values of the memory come a clock after their turn.
+            old = p.input(read.data.word_select(lane, 32), stage=1)
+            other = p.mux(node_now, p.input(held.word_select(lane, 32), stage=1), page)
+            if lane == 0:
+                old, other = p.mux(is_total, old_total, old), p.mux(is_total, other_total, other)
+            results.append(p.add(rescale(p, p.mux(fresh, p.const(0), old), p.input(powers[0])),
+                                 rescale(p, other, p.input(powers[1]))))
+        end = p.stage(*results)
+        results = [p.at(result, end) for result in results]
         out, out_total = p.at(counts, end), p.at(is_total, end)
         m.d.comb += [
-            write.addr.eq(p.at(place, end)), write.data.eq(result.signal),
+            write.addr.eq(p.at(place, end)), write.data.eq(Cat(results)),
             write.en.eq(out & ~out_total),
             renewed.addr.eq(mine.addr), renewed.data.peak.eq(new_peak),
-            renewed.data.total.eq(result.signal),
+            renewed.data.total.eq(results[0]),
             renewed.en.eq(out & out_total),
         ]
         wait = Signal(range(end + 2))
         last_value = Signal(10)
-        m.d.comb += last_value.eq(Mux(is_node | is_emit, self.head_dim,
-                                      start + (1 << self.piece)) - 1)
+        m.d.comb += last_value.eq(Mux(is_node | is_emit, size,
+                                      start + ((1 << self.piece) >> _LOG)) - 1)
         next_query = Signal()
         with m.FSM():
             with m.State("idle"):
                 m.d.comb += self.idle.eq(~self.jobs.valid)
-                m.d.sync += [at.eq(job.chunk << self.piece), query.eq(job.query), second.eq(1)]
+                m.d.sync += [at.eq((job.chunk << self.piece) >> _LOG), query.eq(job.query),
+                             second.eq(1)]
                 with m.If(self.jobs.valid):
                     m.next = "page"
             with m.State("page"):
@@ -275,13 +286,13 @@ class LaneMerge(wiring.Component):
             # `ready` lags `at` by the memory's clock.
             m.d.sync += [at.eq(at + 1), ready.eq(1)]
             with m.If(ready):
-                m.d.sync += word.eq(Cat(word[32:], read.data))
-            with m.If(ready & (at[:ceil_log2(width)] == 0)):
+                m.d.sync += word.eq(Cat(word, read.data)[32 * AT_ONCE:])
+            with m.If(ready & (at[:ceil_log2(width // AT_ONCE)] == 0)):
                 m.d.sync += [at.eq(at), ready.eq(0)]
                 m.next = "emit word"
         with m.State("emit word"):
             m.d.comb += [is_emit.eq(1), self.packets.valid.eq(1), packet.values.eq(word),
-                         packet.last.eq(at == self.head_dim)]
+                         packet.last.eq(at == self.head_dim >> _LOG)]
             with m.If(self.packets.ready):
                 m.next = "emit read"
                 with m.If(packet.last):

@@ -16,10 +16,14 @@ DOT_BITS = 26  # of a query with a key: below 511 * 127 * 127
 PEAK_BITS = 26  # a peak is an integer from -2**24 to 2**24
 PLACES = LAG + 1  # pages whose codes are kept
 FLIGHT = 4  # queries under way
-COUNT_BITS = 8  # of queries, modulo
 _TOKEN = ceil_log2(PAGE_TOKENS)
 _BANK = ceil_log2(FLIGHT)
 EMPTY = int(numerics.EMPTY_PAGE)
+
+
+def count_bits(arch):
+    """Return the bits that count queries, such that of two counts it is known which is ahead."""
+    return ceil_log2(PLACES * arch.attention_queries + 1) + 1
 
 
 def query_layout(arch):
@@ -151,7 +155,7 @@ class Softmax(wiring.Component):
         Before its first score. Not ready while ``FLIGHT`` queries are under way.
     score : ``In(SCORE)``
         Scores of the queries in order. No backpressure.
-    finished : ``Out(COUNT_BITS)``
+    finished : ``Out(count_bits)``
         Queries whose codes and statistics can be read, since reset, modulo.
     place, code_query, token : ``In``; code : ``Out``
     place, query : ``In``; stats : ``Out``
@@ -163,7 +167,7 @@ class Softmax(wiring.Component):
         super().__init__({
             "queries": In(stream.Signature(query_layout(arch))),
             "score": In(SCORE),
-            "finished": Out(COUNT_BITS),
+            "finished": Out(count_bits(arch)),
             "place": In(range(PLACES)), "query": In(range(arch.attention_queries)),
             "code_query": In(range(arch.attention_queries)), "token": In(_TOKEN),
             "code": Out(SOFTMAX_BITS), "stats": Out(STATS),
@@ -173,12 +177,12 @@ class Softmax(wiring.Component):
         m = Module()
         layout = query_layout(self.arch)
         # Three stages in order, each with its own counter of queries; banks go by the counters.
-        accepted, scored, weighed = (Signal(COUNT_BITS, name=name)
+        accepted, scored, weighed = (Signal.like(self.finished, name=name)
                                      for name in ("accepted", "scored", "weighed"))
         m.submodules.known = known = Ram(shape=layout, depth=FLIGHT)
         entering = known.write_port()
         m.d.comb += [
-            self.queries.ready.eq((accepted - self.finished)[:COUNT_BITS] < FLIGHT),
+            self.queries.ready.eq((accepted - self.finished)[:len(accepted)] < FLIGHT),
             entering.addr.eq(accepted), entering.data.eq(self.queries.payload),
             entering.en.eq(self.queries.valid & self.queries.ready),
         ]
@@ -195,7 +199,7 @@ class Softmax(wiring.Component):
     def _score(self, m, known, accepted, scored, banks):
         """Scores in powers of two, and the largest that counts; return the largest by bank."""
         sender = known.read_port(domain="comb")
-        arriving, come = Signal(COUNT_BITS), Signal(range(PAGE_TOKENS + 1))
+        arriving, come = Signal.like(self.finished), Signal(range(PAGE_TOKENS + 1))
         score, query = self.score, sender.data
         none, last, counts = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -250,7 +254,7 @@ class Softmax(wiring.Component):
         as_number = scalar.mux(scalar.input(fp.is_nan(top.data)), scalar.input(top.data),
                                fp.from_int(scalar, peak))
         peak_now, number = Signal(signed(PEAK_BITS)), Signal(32)
-        issued = Signal(COUNT_BITS)
+        issued = Signal.like(self.finished)
         m.d.comb += weighing.eq(issued)
         with m.FSM():
             with m.State("idle"):

@@ -26,8 +26,14 @@ Report = Callable[[str, float], Callable[[float], None]]
 COMPILERS = ("g++", "clang++", "c++")
 VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert",
                      "-Wno-fatal", "-Wno-lint", "-Wno-style", "--output-split", "20000")
-CXX_OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-fno-exceptions", "-w")
+CXX_OPTIONS = ("-std=c++17", "-fPIC", "-fno-exceptions", "-w")
+FAST, SLOW = "-O2", "-O0"  # what runs every clock, and what runs once
+LIBRARY = "alula.so"
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")  # of Verilator
+
+
+NO_COMPILER = ("simulating the hardware needs a C++ compiler; install g++, or "
+               "`pip install ziglang`")
 
 
 class BuildError(RuntimeError):
@@ -62,19 +68,21 @@ def library(arch: ArchConfig, report: Report, *, trace: bool = False) -> Path:
     """
     cxx = compiler()
     if cxx is None:
-        raise BuildError("simulating the hardware needs a C++ compiler; install g++, or "
-                         "`pip install ziglang`")
+        raise BuildError(NO_COMPILER)
     root = platformdirs.user_cache_path("alula", appauthor=False) / "rtl"
     source = _described(arch, root, report)
-    key = _digest(source.read_bytes(), _harness(), repr((VERILATOR_OPTIONS, CXX_OPTIONS, trace,
-                                                          version("verilator"), cxx)).encode())
-    result = root / key / "alula.so"
+    key = _digest(source.read_bytes(), _harness(), repr((trace, version("verilator"), cxx)).encode())
+    result = root / key / LIBRARY
     if not result.exists():
-        folder = root / key
+        folder = root / f"{key}.{os.getpid()}"  # others may build the same at this moment
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _verilate(source, folder, arch, report, trace)
-        _compile(cxx, folder, report, trace, result)
+        _compile(cxx, folder, report, trace)
+        try:
+            folder.rename(root / key)
+        except OSError:  # another was faster
+            shutil.rmtree(folder)
     return result
 
 
@@ -153,7 +161,7 @@ def _ports(arch: ArchConfig) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def _compile(cxx: list[str], folder: Path, report: Report, trace: bool, result: Path) -> None:
+def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
     root, environment = verilator_tools()
     include = root / "include"
     model = folder / "model.cpp"
@@ -167,17 +175,18 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool, result: 
     objects = [folder / f"{source.stem}.o" for source in sources]
 
     def make(pair: tuple[Path, Path]) -> None:
-        _tool([*cxx, *flags, "-c", str(pair[0]), "-o", str(pair[1])],
+        speed = SLOW if pair[0].stem.endswith(("Slow", "Syms")) else FAST
+        _tool([*cxx, speed, *flags, "-c", str(pair[0]), "-o", str(pair[1])],
               pair[1].with_suffix(".log"), environment)
         advance(1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(make, zip(sources, objects, strict=True)))
-    temporary = result.with_suffix(".part")
     link = ["-lz", "-lpthread"] if trace else ["-lpthread"]
-    _tool([*cxx, "-shared", "-o", str(temporary), *map(str, objects), *link], folder / "link.log",
-          environment)
-    temporary.replace(result)
+    _tool([*cxx, "-shared", "-o", str(folder / LIBRARY), *map(str, objects), *link],
+          folder / "link.log", environment)
+    for path in (*objects, *folder.glob("Vtop*")):
+        path.unlink()
 
 
 def _tool(command: list[str], log: Path, environment: dict[str, str]) -> None:

@@ -144,7 +144,7 @@ struct Machine {
     uint64_t now = 0;
 #ifdef ALULA_TRACE
     std::unique_ptr<VerilatedFstC> trace;
-    uint64_t trace_stop = 0;
+    uint64_t trace_start = 0, trace_stop = 0;
 #endif
 
     Machine();
@@ -217,7 +217,7 @@ struct Machine {
 
     void dump(uint64_t time) {
 #ifdef ALULA_TRACE
-        if (!trace) return;
+        if (!trace || time < trace_start) return;
         trace->dump(time);
         if (time >= trace_stop) {
             trace->close();
@@ -285,15 +285,16 @@ uint64_t alula_written_beats(Machine *machine, uint32_t port) {
     return machine->ports[port].written_beats;
 }
 
-int alula_trace(Machine *machine, const char *path, uint64_t clocks) {
+int alula_trace(Machine *machine, const char *path, uint64_t start, uint64_t clocks) {
 #ifdef ALULA_TRACE
     machine->trace.reset(new VerilatedFstC);
     machine->top->trace(machine->trace.get(), 99);
     machine->trace->open(path);
-    machine->trace_stop = 2 * (machine->now + clocks);
+    machine->trace_start = 2 * start;
+    machine->trace_stop = 2 * (start + clocks);
     return machine->trace->isOpen();
 #else
-    (void)machine, (void)path, (void)clocks;
+    (void)machine, (void)path, (void)start, (void)clocks;
     return 0;
 #endif
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,29 @@ class MemoryModel:
     stall: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, legal, wanted in (
+                ("latency", 0 <= self.latency <= 1_000_000, "from 0 to 1000000 clocks"),
+                ("bandwidth", 0.001 <= self.bandwidth <= 1, "from 0.001 to 1"),
+                ("stall", 0 <= self.stall <= 0.99, "from 0 to 0.99"),
+                ("seed", 0 <= self.seed < 1 << 32, "from 0 to 4294967295")):
+            if not legal:
+                raise ValueError(f"a memory's {name} must be {wanted}, not {getattr(self, name)}")
+
+    @classmethod
+    def parse(cls, text: str) -> MemoryModel:
+        """Return the model that a text such as ``latency=80,bandwidth=0.9`` describes."""
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        found: dict[str, Any] = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            try:
+                found[name] = kinds[name](value)
+            except (KeyError, ValueError):
+                raise ValueError(f"a memory model must be {','.join(f'{n}=NUMBER' for n in kinds)} "
+                                 f"or some of them, not {text!r}") from None
+        return cls(**found)
+
 
 class Simulation:
     """An accelerator that is out of reset.
@@ -72,7 +95,7 @@ class Simulation:
                 ("clocks", ctypes.c_uint64, ()),
                 ("read_beats", ctypes.c_uint64, (ctypes.c_uint32,)),
                 ("written_beats", ctypes.c_uint64, (ctypes.c_uint32,)),
-                ("trace", ctypes.c_int, (ctypes.c_char_p, ctypes.c_uint64))):
+                ("trace", ctypes.c_int, (ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64))):
             function = getattr(self._library, f"alula_{name}")
             function.restype = result
             function.argtypes = (*(() if name == "new" else (ctypes.c_void_p,)), *arguments)
@@ -143,7 +166,7 @@ class Simulation:
     def beats_read(self, port: int) -> int:
         return int(self._call("read_beats", port))
 
-    def trace(self, path: Path, clocks: int) -> None:
-        """Write what happens in the next clocks to an FST file."""
-        if not self._call("trace", str(path).encode(), clocks):
+    def trace(self, path: Path, start: int, clocks: int) -> None:
+        """Write what happens from a clock on to an FST file; needs a build with tracing."""
+        if not self._call("trace", str(path).encode(), start, clocks):
             raise OSError(f"{path} must be a file that can be written, in a build with tracing")

@@ -25,6 +25,10 @@ def alula(*arguments, code=0):
     return done
 
 
+def golden_run(program, *arguments):
+    return as_json("run", program, "--device", "golden", *arguments)
+
+
 def as_json(*arguments):
     return json.loads(alula(*arguments, "--json", "--quiet").stdout)
 
@@ -39,44 +43,44 @@ def program(tmp_path_factory):
 
 
 def test_demo():
-    facts = as_json("demo", "--max-new-tokens", 12)
+    facts = as_json("demo", "--device", "golden", "--max-new-tokens", 12)
     assert {"tokens", "text", "device", "tokens_per_s"} <= facts.keys()
     assert len(facts["tokens"]) == 12 and facts["device"] == "golden"
 
 
 def test_demo_prints_text_and_steps():
-    done = alula("demo", "--max-new-tokens", 8, "--prompt", "Return the")
+    done = alula("demo", "--device", "golden", "--max-new-tokens", 8, "--prompt", "Return the")
     assert done.stdout.startswith("Return the")
     assert "[1/10] read the model" in done.stderr and "tokens/s" in done.stderr
     assert done.stderr.startswith("log: ")
 
 
 def test_sparse_demo_is_smaller():
-    dense, sparse = (as_json("demo", "--model", name, "--max-new-tokens", 1)
-                     for name in ("dense", "sparse"))
+    dense, sparse = (as_json("demo", "--device", "golden", "--model", name,
+                             "--max-new-tokens", 1) for name in ("dense", "sparse"))
     assert sparse["weight_bytes"] < 0.9 * dense["weight_bytes"]
 
 
 def test_run(program):
-    greedy = as_json("run", program, "--prompt", "If the", "--max-new-tokens", 10)
+    greedy = golden_run(program, "--prompt", "If the", "--max-new-tokens", 10)
     assert greedy["device"] == "golden" and 1 <= len(greedy["tokens"]) <= 10
-    assert greedy["tokens"] == as_json("run", program, "--prompt", "If the", "--max-new-tokens", 10,
+    assert greedy["tokens"] == golden_run(program, "--prompt", "If the", "--max-new-tokens", 10,
                                        "--top-k", 1, "--temperature", 1)["tokens"]
-    seeds = [as_json("run", program, "--prompt", "If the", "--max-new-tokens", 10,
+    seeds = [golden_run(program, "--prompt", "If the", "--max-new-tokens", 10,
                      "--temperature", 1, "--seed", seed)["tokens"] for seed in (1, 1, 2)]
     assert seeds[0] == seeds[1] != seeds[2]
 
 
 def test_run_past_the_end(program):
     """A text that ends goes on only when asked to."""
-    short = as_json("run", program, "--prompt", "Note that", "--max-new-tokens", 40)["tokens"]
-    long = as_json("run", program, "--prompt", "Note that", "--max-new-tokens", 40,
+    short = golden_run(program, "--prompt", "Note that", "--max-new-tokens", 40)["tokens"]
+    long = golden_run(program, "--prompt", "Note that", "--max-new-tokens", 40,
                    "--ignore-eos")["tokens"]
     assert len(short) < len(long) == 40 and long[:len(short)] == short
 
 
 def test_run_without_prompt(program):
-    assert as_json("run", program, "--max-new-tokens", 3)["prompt_tokens"] == 1
+    assert golden_run(program, "--max-new-tokens", 3)["prompt_tokens"] == 1
 
 
 def test_eval(program):
@@ -140,9 +144,14 @@ def test_compress(tmp_path, recipe, extra):
     (("compile", "--shape", "llama2-7b", "--recipe", "q4_0"), 1, "a recipe must look like w4g64"),
     (("compile", "--shape", "llama2-13b", "--arch", "zcu104"), 1, "choose a larger board"),
     (("demo", "--model", "big"), 1, "model must be dense or sparse, not 'big'"),
-    (("demo", "--device", "tpu"), 1, "device must be one of golden, rtl, not 'tpu'"),
+    (("demo", "--device", "tpu"), 1, "device must be one of auto, rtl, golden, not 'tpu'"),
+    (("demo", "--device", "golden", "--memory", "latency=4"), 1,
+     "memory models and traces are for the device rtl, not golden"),
+    (("demo", "--memory", "speed=4"), 1, "a memory model must be latency=NUMBER,"),
+    (("demo", "--memory", "stall=2"), 1, "a memory's stall must be from 0 to 0.99, not 2.0"),
     (("demo", "--temperature", "-1"), 1, "temperature must be at least 0, not -1.0"),
-    (("demo", "--max-new-tokens", "99999"), 1, "prompt and new tokens must be at most"),
+    (("demo", "--device", "golden", "--max-new-tokens", "99999"), 1,
+     "prompt and new tokens must be at most"),
     (("inspect", "/nowhere"), 1, "must be a directory"),
     (("compress", DENSE, "-o", BUNDLED), 1, "must not exist yet, or be an empty directory"),
     (("compress", DENSE, "-o", "x", "--rounding", "up"), 1, "rounding must be one of rtn, gptq"),
