@@ -427,7 +427,7 @@ def _measure(steps: Any, name: str, logits: Any, text: Text, content: str, windo
 
 
 @app.command()
-def demo(prompt: Prompt = "Expressions are", max_new_tokens: NewTokens = 64,
+def demo(prompt: Prompt = "The following example shows", max_new_tokens: NewTokens = 64,
          device: Device = "auto", arch: Arch = "sim", check: Check = True,
          model: Annotated[str, typer.Option(help="Bundled model: dense or sparse.")] = "sparse",
          memory: Memory = None, trace: TraceFile = None, trace_start: TraceStart = 0,

