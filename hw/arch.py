@@ -102,11 +102,11 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 SIM = ArchConfig(
-    name="sim", lanes=2, beat_bytes=16, rows=16, lane_dsps=32, vector_width=4,
+    name="sim", lanes=2, beat_bytes=32, rows=16, lane_dsps=64, vector_width=8,
     vector_elements=8192, activation_elements=4096, param_elements=4096,
-    attention_elements=8192, attention_queries=128, merge_elements=16_384, prefetch_beats=2048,
+    attention_elements=8192, attention_queries=128, merge_elements=16_384, prefetch_beats=1024,
     page_entries=1024, program_instructions=1024, queue_depth=16, clock_hz=200_000_000,
-    channel_bytes=256 * MIB, control_bytes=256 * MIB, channel_bytes_per_s=3_200_000_000,
+    channel_bytes=256 * MIB, control_bytes=256 * MIB, channel_bytes_per_s=6_400_000_000,
 )
 
 _HBM = dict(

@@ -83,4 +83,4 @@ async def own_sums(dut):
 
 
 def test_chain():
-    simulate(Chain(arch_of("sim")), __file__, extra={"ALULA_TEST_ARCH": "sim"})
+    simulate(Chain(arch_of("narrow")), __file__, extra={"ALULA_TEST_ARCH": "narrow"})

@@ -58,7 +58,7 @@ def test_slice_bodies(tmp_path):
     assert _run(Both(DspSlice(), DspSlice(primitive=True)), tmp_path, "-DSLICE") == "ok\n"
 
 
-@pytest.mark.parametrize("arch", ["sim"])
+@pytest.mark.parametrize("arch", ["narrow"])
 def test_chain_bodies(tmp_path, arch):
     arch = arch_of(arch)
     chains = Both(Chain(arch), Chain(arch, primitive=True))
