@@ -247,7 +247,8 @@ class StoreTop(Instruction):
 class Linear(Instruction):
     """Multiply each row's quantized activations by the next weight stream.
 
-    Group dot products are exact integers; fp32 sums run over ascending groups.
+    Group dot products are exact integers; fp32 sums run over ascending groups. Whole strips are
+    written: values past ``outputs``, up to a multiple of 16, are 0.
     """
 
     target: int = _vector("destination")
