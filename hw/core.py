@@ -171,11 +171,14 @@ class Core(wiring.Component):
             self.store.top_value.eq(vector.top_value), self.store.top_token.eq(vector.top_token),
         ]
 
-    def _all_done(self, m, name, pulses, start):
-        """Return a signal that is high from the last of the pulses until the next start."""
+    def _all_done(self, m, name, pulses, end):
+        """Return a signal that is high from the last of the pulses until ``end``.
+
+        A lane may be done before the last lane has taken the command.
+        """
         seen = Signal(len(pulses), name=name)
         now = seen | Cat(*pulses)
-        m.d.sync += seen.eq(Mux(start, 0, now))
+        m.d.sync += seen.eq(Mux(end, 0, now))
         return now.all()
 
     def _products(self, m):
@@ -185,7 +188,7 @@ class Core(wiring.Component):
         m.d.comb += [lane.command.payload.eq(queue.unit.payload) for lane in self.lanes]
         running = Signal()
         started = queue.unit.valid & queue.unit.ready
-        done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], started)
+        done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], queue.done)
         m.d.comb += queue.done.eq(running & done & self.gather.idle)
         m.d.sync += running.eq(started | (running & ~queue.done))
         word = self.gather.output.payload
@@ -214,7 +217,7 @@ class Core(wiring.Component):
         started = queue.unit.valid & queue.unit.ready
         held = Signal(COMMAND_BITS)
         done = self._all_done(m, "attentions_done", [lane.attended for lane in self.lanes],
-                              started)
+                              queue.done)
         merged = Signal()
         with m.If(started):
             m.d.sync += held.eq(queue.unit.payload)

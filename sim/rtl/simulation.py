@@ -65,6 +65,7 @@ class Simulation:
                 ("new", ctypes.c_void_p, ()), ("delete", None, ()),
                 ("region", None, (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64,
                                   ctypes.c_void_p, ctypes.c_int)),
+                ("deny", None, (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64)),
                 ("timing", None, (ctypes.c_uint32,) * 5),
                 ("write_register", None, (ctypes.c_uint32, ctypes.c_uint32)),
                 ("read_register", ctypes.c_uint32, (ctypes.c_uint32,)),
@@ -97,6 +98,10 @@ class Simulation:
         assert data.dtype == np.uint8 and data.flags.c_contiguous
         self._kept.append(data)
         self._call("region", port, start, data.size, data.ctypes.data, int(writable))
+
+    def deny(self, port: int, start: int, size: int) -> None:
+        """Let some addresses of a port answer with errors; a size of 0 ends it."""
+        self._call("deny", port, start, size)
 
     def set_memory(self, model: MemoryModel) -> None:
         for port in range(1 + self.arch.lanes):

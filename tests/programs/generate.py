@@ -113,7 +113,10 @@ class Generator:
         dump = isa.StoreRow(register=0, offset=0, source=0, size=self.blocks * BLOCK,
                             stride=self.blocks * BLOCK // 4)
         if self.greedy:
-            body += [BARRIER, isa.Advance(), BARRIER, dump, BARRIER]
+            advance: list[Item] = [isa.Advance(), BARRIER]
+            if chooser.random() < 0.5:
+                advance = [LoopBlock(advance, source=Count.HEAD), BARRIER]
+            body += [BARRIER, *advance, dump, BARRIER]
             items.append(LoopBlock(body, source=Count.REPEATS))
         else:
             items += [*body, dump]
@@ -204,8 +207,8 @@ class Generator:
     KINDS = ("linear", "linear", "linear", "quantize", "combine", "combine", "activate",
              "activate", "rms_norm", "rotate", "rotate", "select_top", "store_row", "store_top",
              "load_row", "load_params", "attention", "attention", "loop", "loop", "head", "sync",
-             "barrier", "registers", "nest", "advance", "read_step")
-    OUTERMOST = ("head", "advance", "read_step")  # not in a loop that is counted
+             "barrier", "registers", "nest", "read_step")
+    OUTERMOST = ("head", "read_step")  # not in a loop that is counted
 
     def _operation(self) -> list[Item]:
         while True:
@@ -522,12 +525,6 @@ class Generator:
         return [isa.SetAddress(register=register, value=self.random.randrange(1 << 32)),
                 isa.AddAddress(register=register, value=self.random.randrange(1 << 32))]
 
-    def _advance(self) -> list[Item]:
-        """Go on to the best tokens, and come back: every row must end its sequence."""
-        if not self.greedy:
-            raise _NoRoom
-        return [BARRIER, isa.ReadStep(register=0, offset=0), BARRIER, isa.Advance(), BARRIER]
-
     def _read_step(self) -> list[Item]:
         return [BARRIER, isa.ReadStep(register=0, offset=0), BARRIER]
 
@@ -538,8 +535,6 @@ class Generator:
         count = self.most_rows if self.exact_rows else chooser.choice(
             [self.most_rows, self.most_rows, chooser.randint(1, self.most_rows)])
         repeats = chooser.randint(1, memory.repeats) if self.greedy else 1
-        # A greedy program may advance once inside a pass and once at its end.
-        span = 2 * repeats + 2 if self.greedy else 1
         table = np.zeros(count, layout.STEP_ROW)
         slots = self._slots(program)
         spare = slots[self.most_rows:]
@@ -550,7 +545,7 @@ class Generator:
             if self.greedy or at == 0 or chooser.random() < 0.25 or (
                     table[parent]["position"] + 1 >= memory.context):
                 sequence = at if self.greedy else chooser.randrange(self.most_rows)
-                row["position"] = self._position(memory.context - span)
+                row["position"] = self._position(memory.context - repeats)
                 row["sequence"], row["parent"] = sequence, -1
             else:
                 row["parent"], row["sequence"] = parent, table[parent]["sequence"]
