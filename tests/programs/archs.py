@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from alula.hw.arch import SIM
 
-_SMALL = dict(vector_elements=1024, activation_elements=2048, param_elements=512,
+_SMALL = dict(rows=8, vector_elements=2048, activation_elements=2048, param_elements=1024,
               program_instructions=1024, queue_depth=8)
 ARCHS = {
     "sim": SIM,  # 2 lanes, 16 bytes
-    "one": replace(SIM, name="one", lanes=1, beat_bytes=64, rows=4, lane_dsps=128, vector_width=16,
-                   attention_elements=2048, attention_queries=32, merge_elements=2048,
-                   prefetch_beats=1024, page_entries=64, **_SMALL),
-    "four": replace(SIM, name="four", lanes=4, beat_bytes=32, rows=8, lane_dsps=64, vector_width=8,
+    "one": replace(SIM, name="one", lanes=1, beat_bytes=64, lane_dsps=128, vector_width=16,
+                   attention_elements=2048, attention_queries=32, merge_elements=4096,
+                   prefetch_beats=1024, page_entries=128, **_SMALL),
+    "four": replace(SIM, name="four", lanes=4, beat_bytes=32, lane_dsps=64, vector_width=8,
                     attention_elements=2048, attention_queries=32, merge_elements=4096,
                     prefetch_beats=1024, page_entries=128, **_SMALL),
 }

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from programs.assembly import Assembly
-from programs.values import floats, fp_bits, matrix
 
 from alula.compiler.program import Program
 from alula.compiler.schedule import BARRIER, Item, LoopBlock
 from alula.hw import isa, layout, numerics
 from alula.hw.arch import ArchConfig
 from alula.hw.isa import BLOCK, WORD_BYTES, Count, Format, Index, Queue
+from programs.assembly import Assembly
+from programs.values import floats, fp_bits, matrix
 
 LATE_WORDS = 1024  # of each row, for what is stored before the end
 ATTENTION_COST = 60_000  # most clocks that one attention may take, roughly
@@ -160,7 +160,7 @@ class Generator:
         items.append(isa.SelectTop(source=0, size=0, register=0, offset=0, limit=0, clear=1))
         return items
 
-    def _table_row(self, target: int, size: int) -> Item:
+    def _table_row(self, target: int, size: int) -> isa.LoadRow:
         """Return a load of a random table's rows."""
         chooser, assembly = self.random, self.assembly
         index = chooser.choice(list(Index)) if size <= 512 else Index.TOKEN
@@ -351,22 +351,21 @@ class Generator:
         size = chooser.choice([0, self._size(900), self._size(300)])
         first = chooser.choice([0, 0, chooser.randrange(vocab), vocab, 5000])
         limit = chooser.choice([vocab, vocab, chooser.randrange(vocab + 1)])
-        register, items = self._set_register(chooser.randrange(first + 1))
-        value = items[0].value if items else 0
+        address, items = self._based(first)
         return [*items, isa.SelectTop(
-            source=self._place(-(-size // BLOCK)) if size else 0, size=size, register=register,
-            offset=first - value, limit=limit, clear=chooser.randrange(2))]
+            source=self._place(-(-size // BLOCK)) if size else 0, size=size, limit=limit,
+            clear=chooser.randrange(2), **address)]
 
-    def _set_register(self, value: int) -> tuple[int, list[Item]]:
-        """Return a register, and what gives it a value; sometimes register 0 as it is."""
-        if not self.free or self.random.random() < 0.4:
-            return 0, []
-        register = self.random.choice(self.free)
-        if value and self.random.random() < 0.3:
-            first = self.random.randrange(value)
-            return register, [isa.SetAddress(register=register, value=value)] if not first else [
-                isa.SetAddress(register=register, value=value)]
-        return register, [isa.SetAddress(register=register, value=value)]
+    def _based(self, address: int) -> tuple[dict[str, int], list[Item]]:
+        """Return a register and an offset that add up to an address, and what sets the register."""
+        chooser = self.random
+        if not self.free or chooser.random() < 0.4:
+            return {"register": 0, "offset": address}, []
+        register, value = chooser.choice(self.free), chooser.randrange(address + 1)
+        first = chooser.randrange(value + 1)
+        return {"register": register, "offset": address - value}, [
+            isa.SetAddress(register=register, value=first),
+            *([isa.AddAddress(register=register, value=value - first)] if value > first else [])]
 
     def _store_row(self) -> list[Item]:
         chooser = self.random
@@ -375,25 +374,27 @@ class Generator:
         rows = self.arch.rows
         start = rows * self.blocks * BLOCK // 4
         room = rows * (self.blocks * BLOCK // 4 + LATE_WORDS) - start
-        stride = chooser.randint(words, max(words, min((room - words) // max(rows - 1, 1), 2 * words)))
+        widest = min((room - words) // max(rows - 1, 1), 2 * words)
+        stride = chooser.randint(words, max(words, widest))
         span = (rows - 1) * stride + words
         if span > room:
             raise _NoRoom
         offset = start + chooser.randint(0, room - span)
-        value = chooser.randrange(offset)
-        register, items = self._set_register(value)
-        value = items[0].value if items else 0
-        return [*items, isa.StoreRow(register=register, offset=offset - value,
-                                     source=self._place(size // BLOCK), size=size, stride=stride)]
+        address, items = self._based(offset)
+        return [*items, isa.StoreRow(source=self._place(size // BLOCK), size=size, stride=stride,
+                                     **address)]
 
     def _store_top(self) -> list[Item]:
         words = self.arch.rows * layout.TOP_ROW.itemsize // WORD_BYTES
         place = self.random.randrange(self.assembly.repeats)
-        return [isa.StoreTop(register=0, offset=place * words)]
+        address, items = self._based(place * words)
+        return [*items, isa.StoreTop(**address)]
 
     def _load_row(self) -> list[Item]:
         size = self._size(336)
-        return [self._table_row(self._place(-(-size // BLOCK)), size)]
+        load = self._table_row(self._place(-(-size // BLOCK)), size)
+        address, items = self._based(load.offset)
+        return [*items, replace(load, **address)]
 
     def _load_params(self) -> list[Item]:
         chooser = self.random
@@ -443,13 +444,15 @@ class Generator:
         quantize: list[Item] = [isa.Quantize(
             target=at, source=self._place(blocks), size=blocks * BLOCK, group=head_dim,
             scale=factor) for (at, blocks), factor in zip(places, (scale, 1.0, 1.0), strict=True)]
-        store: list[Item] = [isa.StoreKeyValue(register=0, offset=first, key=key, value=value,
-                                               **shape)] if chooser.random() < 0.8 else []
-        load = isa.LoadPages(register=0, offset=first, window=window, **shape)
+        address, before = self._based(first)
+        store: list[Item] = [isa.StoreKeyValue(key=key, value=value, **shape, **address)
+                             ] if chooser.random() < 0.8 else []
+        load = isa.LoadPages(window=window, **shape, **address)
         attend = isa.Attend(target=self._place(queries), query=query, key=key, value=value,
                             heads=heads, window=window, **shape)
-        return chooser.choice([[*quantize, *store, load, attend], [load, *quantize, *store, attend],
-                               [*quantize, load, attend, *store]])
+        return [*before, *chooser.choice([[*quantize, *store, load, attend],
+                                          [load, *quantize, *store, attend],
+                                          [*quantize, load, attend, *store]])]
 
     # Control.
 

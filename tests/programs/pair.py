@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
-from programs.generate import Case, Rows
-from programs.values import floats
 
 from alula.host.device import GoldenDevice
 from alula.host.rtl import RtlDevice
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import WORD_BYTES
 from alula.sim.rtl.simulation import MemoryModel
+from programs.generate import Case, Rows
+from programs.values import floats
 
 
 def memory_model(seed: int) -> MemoryModel:
@@ -78,11 +79,7 @@ class Pair:
         self.compare()
 
     def compare(self) -> None:
-        control = self.golden.machine.control
-        _equal(self.rtl.control[:control.size], control, lambda at: self._where(at))
-        for lane, (mine, theirs) in enumerate(zip(self.rtl.caches, self.golden.machine.caches,
-                                                  strict=True)):
-            _equal(mine, theirs, lambda at, lane=lane: f"lane {lane}'s cache, byte {at}")
+        equal_memories(self.golden, self.rtl, self._where)
 
     def _where(self, at: int) -> str:
         memory = self.program.memory
@@ -102,11 +99,21 @@ class Pair:
         return f" (row {row}, block {rest // 64}, element {rest % 64 // 4} of the last StoreRow)"
 
 
-def _equal(got: np.ndarray, want: np.ndarray, where: object) -> None:
+def equal_memories(golden: GoldenDevice, rtl: RtlDevice,
+                   where: Callable[[int], str] = "control memory, byte {}".format) -> None:
+    """Compare the control memory and every lane's cache; ``where`` names a byte."""
+    control = golden.machine.control
+    _equal(rtl.control[:control.size], control, where)
+    for lane, (mine, theirs) in enumerate(zip(rtl.caches, golden.machine.caches, strict=True)):
+        _equal(mine, theirs, f"lane {lane}'s cache, byte {{}}".format)
+
+
+def _equal(got: np.ndarray, want: np.ndarray,
+           where: Callable[[int], str]) -> None:
     wrong = np.flatnonzero(got != want)
     if len(wrong):
         first = int(wrong[0]) & ~3
         raise AssertionError(
-            f"{where(first)}, of {len(wrong)} bytes, must be "  # type: ignore[operator]
+            f"{where(first)}, of {len(wrong)} bytes, must be "
             f"{want[first:first + 4].view('<u4')[0]:#010x}, not "
             f"{got[first:first + 4].view('<u4')[0]:#010x}")
