@@ -541,6 +541,7 @@ class Generator:
         table = np.zeros(count, layout.STEP_ROW)
         slots = self._slots(program)
         spare = slots[self.most_rows:]
+        roots: dict[int, int] = {}  # sequence -> position: what a step writes it must not read
         placed: set[int] = set()
         for at in range(count):
             row = table[at]
@@ -548,7 +549,8 @@ class Generator:
             if self.greedy or at == 0 or chooser.random() < 0.25 or (
                     table[parent]["position"] + 1 >= memory.context):
                 sequence = at if self.greedy else chooser.randrange(self.most_rows)
-                row["position"] = self._position(memory.context - repeats)
+                row["position"] = roots.setdefault(
+                    sequence, self._position(memory.context - repeats))
                 row["sequence"], row["parent"] = sequence, -1
             else:
                 row["parent"], row["sequence"] = parent, table[parent]["sequence"]
