@@ -255,6 +255,7 @@ class Core(wiring.Component):
             m.d.comb += [
                 lane.loads.payload.kind.eq(Mux(is_pages, Load.PAGES, Load.STREAM)),
                 lane.loads.payload.address.eq(Cat(Const(0, _WORD), load.offset)),
+                lane.loads.payload.index.eq(self.queues[Queue.LD].index),
                 lane.pages.payload.eq(self.load.lanes.payload),
                 lane.store.valid.eq(storing & waiting[at]), lane.store.payload.eq(held),
                 lane.lane.eq(at), lane.base.eq(self.bases[at]),
@@ -273,14 +274,14 @@ class Core(wiring.Component):
         ]
 
     def _errors(self, m):
-        """The first error, and the instruction at fault: a lane's is the latest load's."""
+        """The first error, and the instruction at fault."""
         load, store = self.queues[Queue.LD].index, self.queues[Queue.ST].index
         causes = [
             (self.sequencer.error != Error.NONE, self.sequencer.error, self.sequencer.index),
             (self.load_error, Error.LOAD, Mux(self.queues[Queue.LD].idle, self.sequencer.index,
                                               load)),
             (self.store_error, Error.STORE, store),
-            (Cat(*(lane.error for lane in self.lanes)).any(), Error.LANE, load),
+            *((lane.error, Error.LANE, lane.error_index) for lane in self.lanes),
             (Cat(*(lane.write_error for lane in self.lanes)).any(), Error.LANE, store),
         ]
         m.d.comb += self.failed_index.eq(self.sequencer.index)

@@ -54,8 +54,11 @@ class MemoryModel:
 class Simulation:
     """An accelerator that is out of reset.
 
-    Port 0 is the control memory's; lane ``i`` is port ``i + 1``.
+    Port 0 is the control memory's; lane ``i`` is port ``i + 1``. ``patience`` is the most clocks
+    that a run may take, watchdog or not; there is no limit if it is None.
     """
+
+    patience: int | None = None
 
     def __init__(self, library: Path, arch: ArchConfig) -> None:
         self.arch = arch
@@ -130,8 +133,10 @@ class Simulation:
         """Run the program once, and return its clocks; raise :class:`RunError`."""
         self.write_register(Register.WATCHDOG, watchdog)
         self.write_register(Register.CTRL, 1 << Ctrl.START)
+        begun = self.clocks
         while not self._call("wait", _SLICE):
-            pass
+            if self.patience is not None and self.clocks - begun > self.patience:
+                raise TimeoutError(f"a run must end within {self.patience} clocks")
         self.write_register(Register.ISR, 1)
         self.write_register(Register.CTRL, 1 << Ctrl.CONTINUE)
         status = self.status[0]

@@ -15,6 +15,8 @@ from alula.sim.rtl.simulation import MemoryModel
 from programs.generate import Case, Rows
 from programs.values import floats
 
+PATIENCE = 400_000  # clocks that no case comes near
+
 
 def memory_model(seed: int) -> MemoryModel:
     """Return a memory that answers ideally, slowly, or when it likes."""
@@ -38,6 +40,7 @@ class Pair:
         self.golden = GoldenDevice(case.program)
         self.memory = memory or memory_model(case.seed)
         self.rtl = RtlDevice(case.program, memory=self.memory)
+        self.rtl.simulation.patience = PATIENCE
         self._fill_caches()
 
     def _fill_caches(self) -> None:
