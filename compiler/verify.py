@@ -48,7 +48,7 @@ def verify(program: Program) -> Program:
         _check_operands(at, instruction, program)
     _check_addresses(code, tree, program)
     _check_advances(code, tree)
-    _check_tokens(code, tree)
+    _check_tokens(code, tree, program.arch.queue_depth)
     _check_strips(code, tree, program)
     if not code or not isinstance(code[-1], isa.End):
         raise VerifyError("a program must end with SYS.End")
@@ -442,12 +442,12 @@ def _follow(code: list[Instruction], body: list[int | _Loop],
 
 # Tokens ----------------------------------------------------------------------------------------
 
-def _check_tokens(code: list[Instruction], tree: list[int | _Loop]) -> None:
+def _check_tokens(code: list[Instruction], tree: list[int | _Loop], depth: int) -> None:
     _check_balance(code, tree)
     # Any loop count behaves like one of these: a loop adds nothing new after its second pass.
     for optional in (0, 1):
         run = list(_run(code, tree, optional))
-        _check_streams(code, run)
+        _check_streams(code, run, depth)
         _check_run(code, run)
 
 
@@ -485,19 +485,32 @@ def _run(code: list[Instruction], body: list[int | _Loop], optional: int) -> Ite
             yield item
 
 
-def _check_streams(code: list[Instruction], run: list[int]) -> None:
-    """Check that lanes consume streams in the order and of the kind that was loaded."""
+def _check_streams(code: list[Instruction], run: list[int], depth: int) -> None:
+    """Check that lanes consume streams in the order and of the kind that was loaded.
+
+    A load may have to wait until the stream before it is used. What follows it in its queue, up to
+    that use, must fit the queue, of ``depth``, or the use would never be sent.
+    """
     loaded: list[Instruction] = []
+    places: list[int] = []  # of those, in the queue
+    queued = 0
     for at in run:
         instruction = code[at]
+        queued += isa.runs_in(instruction) is Queue.LD
         if isinstance(instruction, isa.LoadStream | isa.LoadPages):
             loaded.append(instruction)
+            places.append(queued)
         elif isinstance(instruction, isa.Linear | isa.Attend):
             wanted = isa.LoadStream if isinstance(instruction, isa.Linear) else isa.LoadPages
             if not loaded or not isinstance(loaded[0], wanted):
                 raise VerifyError(f"{_where(at, instruction)}: the next prefetched stream must be "
                                   f"a {wanted.__name__}'s")
             pages = loaded.pop(0)
+            places.pop(0)
+            if places and queued - places[0] >= depth:
+                raise VerifyError(f"{_where(at, instruction)}: at most {depth} instructions of LD "
+                                  f"must come between the next stream's load and this use, not "
+                                  f"{queued - places[0] + 1}")
             if isinstance(pages, isa.LoadPages) and isinstance(instruction, isa.Attend):
                 for name in ("kv_heads", "head_dim", "window"):
                     if getattr(pages, name) != getattr(instruction, name):

@@ -248,8 +248,7 @@ def test_lane_bus(seed, what, name):
     victim.deny(1 + lane, BASE + (1 + lane) * APART + where // arch.beat_bytes * arch.beat_bytes,
                 WORD_BYTES)
     found = victim.fail()
-    assert found.error is Error.LANE
-    assert isa.runs_in(victim.code[found.index]) is isa.Queue.LD
+    assert (found.error, found.index) == (Error.LANE, at)
     victim.allow()
     victim.runs_on()
     covered(victim, victim.step, error="LANE read", culprit=at)
@@ -269,6 +268,7 @@ def test_cache(seed, name):
             continue  # nothing is cached
         found = victim.fail()
         assert found.error is Error.LANE
+        assert isinstance(victim.code[found.index], isa.StoreKeyValue | isa.LoadPages)
         victim.allow()
         victim.runs_on()
         if isinstance(victim.code[found.index], wanted):

@@ -246,6 +246,10 @@ def test_verify_operand_wrong(good, cls, fields, message):
         verify(_without(good, at, **fields))
 
 
+def _first(code, cls):
+    return next(insn for insn in code if isinstance(insn, cls))
+
+
 @pytest.mark.parametrize("edit, message", [
     (lambda code: code[:-1], "a program must end with SYS.End"),
     (lambda code: [*code, isa.Loop(source=isa.Count.IMMEDIATE, count=1)], "every loop must end"),
@@ -255,11 +259,14 @@ def test_verify_operand_wrong(good, cls, fields, message):
     (lambda code: [isa.LoadStream(register=0, offset=0), *code], "the next prefetched stream|used"),
     (lambda code: [isa.Combine(target=1, source=0, other=4, shared=0, size=32,
                                function=isa.Elementwise.ADD), *code],
-     "the target, blocks 1 to 3, must be in an operand's place or apart from it, not over blocks 0"),
+     "the target, blocks 1 to 3, must be in an operand's place or apart from it, not over"),
     (lambda code: [isa.Advance(), *code], "must be in a loop of REPEATS"),
     (lambda code: [insn for before in code for insn in (
         [before, before] if isinstance(before, isa.Advance) else [before])],
      "a pass must advance at most once"),
+    (lambda code: [*2 * [_first(code, isa.LoadStream)], *17 * [isa.Sync(target=isa.Queue.LD)],
+                   *2 * [_first(code, isa.Linear)], *code],
+     "at most 16 instructions of LD must come between the next stream's load and this use, not 18"),
 ])
 def test_verify_structure_wrong(good, edit, message):
     with pytest.raises(VerifyError, match=message):
