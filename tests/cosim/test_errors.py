@@ -100,10 +100,25 @@ def test_watchdog(seed, name):
 
 
 @pytest.mark.parametrize("name", BUILDS)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_opcode(seed, name):
-    """An instruction that is none, at any place that runs."""
-    victim = Victim(seed, name)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16])
+def test_watchdog_sweep(rows, name):
+    """Stopped again and again, at clocks not far apart, wherever the sequencer then is."""
+    victim = Victim(40 + rows, name, rows=rows)
+    victim.run(victim.step)
+    cycles = victim.rtl.counters.cycles
+    stops = [victim.fail(watchdog=at).index
+             for at in sorted(victim.random.sample(range(1, min(cycles, 6000)), 60))]
+    victim.runs_on()
+    for at in set(stops) & set(victim.ran):
+        covered(victim, victim.step, error="WATCHDOG", culprit=at)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("wanted", isa.INSTRUCTIONS.values(), ids=lambda cls: cls.__name__)
+def test_opcode(wanted, name):
+    """In any instruction's place, what is none."""
+    seed = 60 + wanted.opcode
+    victim = Victim(seed, name, wanted, rows=random.Random(seed).choice([1, 2, 3, 8, 16]))
     at = victim.random.choice(victim.found)
     start = victim.program.memory.program.start + at * isa.INSTRUCTION_BYTES
     kept = victim.rtl.read(start, isa.INSTRUCTION_BYTES)
@@ -141,8 +156,9 @@ def test_opcode_field(wanted, change):
 
 @pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.parametrize("count", ["none", "too many"])
-def test_program(count, name):
-    victim = Victim(3, name)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16])
+def test_program(rows, count, name):
+    victim = Victim(3 + rows, name, rows=rows)
     simulation = victim.rtl.simulation
     size = 0 if count == "none" else victim.program.arch.program_instructions + 1
     simulation.write_register(Register.INSTRUCTIONS, size)
@@ -154,12 +170,13 @@ def test_program(count, name):
 
 
 @pytest.mark.parametrize("name", BUILDS)
-@pytest.mark.parametrize("rule", ["no rows", "rows", "repeats", "parent", "position", "sequence"])
-def test_step(rule, name):
+@pytest.mark.parametrize("rule, rows", [
+    ("no rows", 1), ("rows", 2), ("repeats", 16), ("parent", 4), ("position", 8), ("sequence", 3)])
+def test_step(rule, rows, name):
     """A step table that breaks a rule."""
-    victim = Victim(5, name, rows=4)
+    victim = Victim(5 + rows, name, rows=rows)
     good = victim.step
-    header, rows = good.header.copy(), good.rows.copy()
+    header, table = good.header.copy(), good.rows.copy()
     if rule == "no rows":
         header["rows"] = 0
     elif rule == "rows":
@@ -167,12 +184,12 @@ def test_step(rule, name):
     elif rule == "repeats":
         header["repeats"] = 0
     elif rule == "parent":
-        rows[1]["parent"] = 1
+        table[1]["parent"] = 1
     elif rule == "position":
-        rows[1]["parent"], rows[1]["position"] = 0, rows[0]["position"] + 2
+        table[1]["parent"], table[1]["position"] = 0, table[0]["position"] + 2
     else:
-        rows[2]["sequence"] = 1 << 16
-    victim.step = type(good)(header, rows, good.pages)
+        table[2]["sequence"] = 1 << 16
+    victim.step = type(good)(header, table, good.pages)
     error = victim.fail()
     read = next(at for at in victim.ran if isinstance(victim.code[at], isa.ReadStep))
     assert (error.error, error.index) == (Error.STEP, read)
@@ -255,16 +272,17 @@ def test_lane_bus(seed, what, name):
 
 
 @pytest.mark.parametrize("name", BUILDS)
-@pytest.mark.parametrize("seed", range(4))
-def test_cache(seed, name):
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("seed", range(3))
+def test_cache(seed, rows, name):
     """An error as a key or value is written to the cache, or as pages are read."""
     for wanted, kind in ((isa.StoreKeyValue, "LANE write"), (isa.LoadPages, "LANE read")):
-        victim = Victim(seed, name, wanted)
+        victim = Victim(seed + 20 * rows, name, wanted, rows=rows)
         at, where = victim.found[0], victim.program.memory.cache
         for lane in range(victim.program.arch.lanes):
             victim.deny(1 + lane, BASE + (1 + lane) * APART + where.start, where.size)
-        rows = victim.step.rows
-        if kind == "LANE read" and not any(rows["position"][rows["parent"] < 0]):
+        table = victim.step.rows
+        if kind == "LANE read" and not any(table["position"][table["parent"] < 0]):
             continue  # nothing is cached
         found = victim.fail()
         assert found.error is Error.LANE
