@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test cosim lint types wheel docs clean
+.PHONY: demo test cosim coverage lint types wheel docs clean
 
 demo: $(VENV)/.installed          ## compile the bundled model and generate text with it
 	$(BIN)/alula demo $(DEMO)
@@ -13,6 +13,12 @@ test: $(VENV)/.installed-dev      ## every test that needs no board and no GPU
 
 cosim: $(VENV)/.installed-dev     ## the hardware's units in cocotb, on Verilator
 	$(BIN)/python -m pytest $(or $(COSIM),tests/cosim)
+
+COVERAGE := $(VENV)/coverage.json
+coverage: $(VENV)/.installed-dev  ## random programs and errors on the hardware, and what they covered
+	ALULA_COVERAGE=$(COVERAGE) $(BIN)/python -m pytest tests/cosim/test_programs.py \
+		tests/cosim/test_errors.py $(TEST)
+	PYTHONPATH=tests $(BIN)/python -m programs.report $(COVERAGE)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

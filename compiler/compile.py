@@ -99,7 +99,7 @@ def compile(graph: Graph, arch: ArchConfig, options: Options = Options(), *, nam
     lane_bytes = max(image.size + planned
                      for image, planned in zip(lane_images, lanes.planned, strict=True))
     memory = memory_map(draft, arch, graph, options, lane_bytes)
-    code = _relocate(code, memory)
+    code = relocated(code, memory)
     control = control_image(draft if images else Draft(), isa.assemble(code), memory.params.start,
                             memory.tables.start, memory.tables.stop if images else PROGRAM_LIMIT,
                             Path(folder.name), stage("tables", memory.tables.size))
@@ -169,7 +169,8 @@ def _region(start: int, size: int) -> Region:
     return Region(start, -(-size // 64) * 64)
 
 
-def _relocate(code: list[isa.Instruction], memory: MemoryMap) -> list[isa.Instruction]:
+def relocated(code: list[isa.Instruction], memory: MemoryMap) -> list[isa.Instruction]:
+    """Return a program whose offsets, relative to their regions, are addresses."""
     starts = {
         isa.LoadStream: memory.weights.start, isa.LoadPages: memory.cache.start,
         isa.StoreKeyValue: memory.cache.start, isa.LoadParams: memory.params.start,

@@ -14,6 +14,7 @@ from alula.compiler.graph import (
     ActivationKind,
     Add,
     Attention,
+    Codes,
     Embed,
     Gate,
     Graph,
@@ -319,10 +320,13 @@ def _quantized(matrix: Matrix) -> QuantMatrix:
 
 
 def _rows(matrix: QuantMatrix, start: int, count: int) -> QuantMatrix:
-    """Return some rows of a matrix, as many as there are of those."""
-    count = min(count, matrix.rows - start)
-    return replace(matrix, name=f"{matrix.name}[{start}:{start + count}]", rows=count,
-                   read=lambda a, b: matrix.read(start + a, start + b))
+    """Return some rows of a matrix; those after its last are absent."""
+    def read(first: int, stop: int) -> Codes:
+        held = matrix.read(*(min(start + at, matrix.rows) for at in (first, stop)))
+        missing = ((0, stop - first - len(held.codes)), (0, 0))
+        return Codes(*(np.pad(part, missing) for part in held))
+
+    return replace(matrix, name=f"{matrix.name}[{start}:{start + count}]", rows=count, read=read)
 
 
 _EMBED_ROWS = 4096  # rows looked at together

@@ -78,6 +78,7 @@ class LaneImages:
             self.stats.packed.add(strip)
         self.stats.by_matrix[matrix.name] = strips * strip.total
         for lane in range(self.arch.lanes):
+            self.directory[lane, index]["strips"] = -(-(strips - lane) // self.arch.lanes)
             self.planned[lane] += -(-(-(-(strips - lane) // self.arch.lanes)
                                       * strip.total) // 64) * 64
 

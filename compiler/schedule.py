@@ -20,7 +20,7 @@ from alula.hw.isa import Instruction, Queue
 class LoopBlock:
     """A loop's body, equal to itself only.
 
-    One whose count is not immediate must be fenced by :data:`BARRIER`.
+    One whose count is 0 or not immediate must be fenced by :data:`BARRIER`.
     """
 
     body: list[Item]
@@ -194,14 +194,16 @@ def _close(loop: LoopBlock, slots: list[_Slot], edges: list[tuple[_Slot, _Slot]]
 
     One token for each pair of queues goes round the loop: given before it, taken after it. A pair
     of queues that already uses tokens inside the body cannot carry one more (its order would
-    change), so the iterations are then kept apart by a barrier.
+    change), so the iterations are then kept apart by a barrier; likewise if the order is one of an
+    inner loop's instructions, whose tokens would be given in each of its passes.
     """
     body = [slot for slot in slots if loop in slot.loops]
     inside = {(id(a), id(b)) for a, b in edges}
     carried = _carried(body, inside)
     pairs = {(a.queue, b.queue) for a, b in edges
              if loop in a.loops and loop in b.loops}
-    if any((a.queue, b.queue) in pairs for a, b in carried):
+    inner = any(slot.loops[-1] is not loop for pair in carried for slot in pair)
+    if inner or any((a.queue, b.queue) in pairs for a, b in carried):
         slots.insert(_index_after(loop, slots) - 1, _Slot(BARRIER, body[0].loops))
         return
     start, after = slots[_index_of(loop, slots)], slots[_index_after(loop, slots)]

@@ -6,6 +6,8 @@
   program order each wait finds a token given earlier, and queues are in order.
 * Instructions of different queues that touch the same store are ordered by tokens.
 * Loops nest, end, and count at least what their source gives.
+* A product's stream has the strips that its outputs take, and rows advance only as far as the
+  header's repeats say.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def verify(program: Program) -> Program:
     for at, instruction in enumerate(code):
         _check_operands(at, instruction, program)
     _check_addresses(code, tree, program)
-    _check_tokens(code, tree)
+    _check_advances(code, tree)
+    _check_tokens(code, tree, program.arch.queue_depth)
+    _check_strips(code, tree, program)
     if not code or not isinstance(code[-1], isa.End):
         raise VerifyError("a program must end with SYS.End")
     return program
@@ -158,6 +162,9 @@ def _check_operands(at: int, instruction: Instruction, program: Program) -> None
     if isinstance(instruction, isa.SEQUENCED) and instruction.wait | instruction.release:
         raise VerifyError(f"{_where(at, instruction)}: must neither wait nor release; the "
                           "sequencer runs it before any queue")
+    if isinstance(instruction, isa.SelectTop) and instruction.limit > program.model.vocab:
+        raise VerifyError(f"{_where(at, instruction)}: limit must be at most the "
+                          f"{program.model.vocab} tokens that there are, not {instruction.limit}")
     wrong = _disagreement(instruction)
     if wrong:
         raise VerifyError(f"{_where(at, instruction)}: {wrong}")
@@ -177,6 +184,24 @@ def _disagreement(i: Instruction) -> str:
                     f"not {i.rotary_dim}")
         case isa.LoadRow() if _row_words(i) > i.stride:
             return f"stride must be at least {_row_words(i)} words for a row of {i.size} elements"
+        case isa.LoadRow() if i.format in (isa.Format.Q4, isa.Format.Q8) and i.group_log2 < 4:
+            return f"group_log2 must be at least 4, not {i.group_log2}"
+        case isa.RmsNorm() if i.parts > 1 and i.size % isa.BLOCK:
+            return f"size must be a multiple of {isa.BLOCK} if there are parts, not {i.size}"
+    return _overlap(i)
+
+
+def _overlap(i: Instruction) -> str:
+    """Return which operand lies partly under the target: elements are written as they are read."""
+    if not isinstance(i, isa.RmsNorm | isa.Combine | isa.Activate | isa.Rotate):
+        return ""
+    touched = effects(i)
+    target = touched.writes[0]
+    for access in touched.reads:
+        in_place = access.start == target.start and access.start != getattr(i, "cos", None)
+        if access.overlaps(target) and not in_place:
+            return (f"the target, blocks {target.start} to {target.stop}, must be in an operand's "
+                    f"place or apart from it, not over blocks {access.start} to {access.stop}")
     return ""
 
 
@@ -193,6 +218,7 @@ def _head_dim(value: int) -> bool:
 
 
 _HEADS = (lambda value: value >= 1, "at least 1")
+_BLOCKS = (lambda value: value % isa.BLOCK == 0, f"a multiple of {isa.BLOCK}")
 _LEGAL: dict[type[Instruction], dict[str, tuple[Callable[[Any], bool], str]]] = {
     isa.Linear: {"group_log2": (lambda value: 4 <= value <= 8, "from 4 to 8"),
                  "outputs": _HEADS, "inputs": _HEADS},
@@ -203,8 +229,12 @@ _LEGAL: dict[type[Instruction], dict[str, tuple[Callable[[Any], bool], str]]] = 
     isa.StoreKeyValue: {"head_dim": (_head_dim, "a multiple of 16 from 16 to 256"),
                         "kv_heads": _HEADS},
     isa.Quantize: {"group": (lambda value: value % 16 == 0 and value >= 16,
-                             "a multiple of 16, at least 16")},
+                             "a multiple of 16, at least 16"), "size": _HEADS},
     isa.RmsNorm: {"size": _HEADS, "parts": _HEADS},
+    isa.Combine: {"size": _HEADS},
+    isa.Activate: {"size": _HEADS},
+    isa.Rotate: {"heads": _HEADS, "rotary_dim": _HEADS, "head_dim": _BLOCKS},
+    isa.StoreRow: {"size": _BLOCKS},
 }
 
 
@@ -340,14 +370,84 @@ def _touches(i: Instruction, low: int, high: int,
                    "the step table")
 
 
+# Rows and streams ------------------------------------------------------------------------------
+
+def _check_advances(code: list[Instruction], body: list[int | _Loop], *,
+                    repeats: bool = False) -> int:
+    """Return how often a pass of a body advances; raise if that is not once for each repeat."""
+    count = 0
+    for item in body:
+        if isinstance(item, _Loop):
+            loop = code[item.at]
+            assert isinstance(loop, isa.Loop)
+            inner = _check_advances(code, item.body,
+                                    repeats=repeats or loop.source is Count.REPEATS)
+            if loop.source is Count.REPEATS:
+                if repeats and inner or inner > 1:
+                    raise VerifyError(f"{_where(item.at, loop)}: a pass must advance at most once")
+                continue
+            count += inner * (loop.count if loop.source is Count.IMMEDIATE else 1)
+        elif isinstance(code[item], isa.Advance):
+            if not repeats:
+                raise VerifyError(f"{_where(item, code[item])}: must be in a loop of REPEATS: "
+                                  "pages are known for so many positions")
+            count += 1
+    return count
+
+
+def _check_strips(code: list[Instruction], tree: list[int | _Loop], program: Program) -> None:
+    """Check that each product's stream has as many strips in each lane as its outputs take."""
+    lanes = len(program.lanes)
+    tables = [image[:program.memory.streams * isa.WORD_BYTES].view(layout.DIRECTORY_ENTRY)["strips"]
+              for image in program.lanes if image.size]
+    registers = [0] * isa.ADDRESS_REGISTERS
+    loaded: list[int | None] = []
+    for at in _follow(code, tree, registers):
+        instruction = code[at]
+        if isinstance(instruction, isa.LoadStream):
+            loaded.append(registers[instruction.register] + instruction.offset)
+        elif isinstance(instruction, isa.LoadPages):
+            loaded.append(None)
+        elif isinstance(instruction, isa.Linear | isa.Attend) and loaded:
+            stream = loaded.pop(0)
+            if stream is None or not isinstance(instruction, isa.Linear):
+                continue
+            strips = -(-instruction.outputs // isa.TILE_ROWS)
+            for lane, table in enumerate(tables):
+                wanted = -(-(strips - lane) // lanes) if strips > lane else 0
+                if table[stream] != wanted:
+                    raise VerifyError(f"{_where(at, instruction)}: lane {lane}'s stream {stream} "
+                                      f"must have {wanted} strips, not {table[stream]}")
+
+
+def _follow(code: list[Instruction], body: list[int | _Loop],
+            registers: list[int]) -> Iterator[int]:
+    """Yield the instructions of a run in order, registers as each sees them; a HEAD loop runs."""
+    for item in body:
+        if isinstance(item, _Loop):
+            loop = code[item.at]
+            assert isinstance(loop, isa.Loop)
+            passes = loop.count if loop.source is Count.IMMEDIATE else 1
+            for _ in range(passes):
+                yield from _follow(code, item.body, registers)
+            continue
+        instruction = code[item]
+        if isinstance(instruction, isa.SetAddress):
+            registers[instruction.register] = instruction.value
+        elif isinstance(instruction, isa.AddAddress):
+            registers[instruction.register] += instruction.value
+        else:
+            yield item
+
+
 # Tokens ----------------------------------------------------------------------------------------
 
-def _check_tokens(code: list[Instruction], tree: list[int | _Loop]) -> None:
+def _check_tokens(code: list[Instruction], tree: list[int | _Loop], depth: int) -> None:
     _check_balance(code, tree)
     # Any loop count behaves like one of these: a loop adds nothing new after its second pass.
     for optional in (0, 1):
         run = list(_run(code, tree, optional))
-        _check_streams(code, run)
+        _check_streams(code, run, depth)
         _check_run(code, run)
 
 
@@ -385,19 +485,32 @@ def _run(code: list[Instruction], body: list[int | _Loop], optional: int) -> Ite
             yield item
 
 
-def _check_streams(code: list[Instruction], run: list[int]) -> None:
-    """Check that lanes consume streams in the order and of the kind that was loaded."""
+def _check_streams(code: list[Instruction], run: list[int], depth: int) -> None:
+    """Check that lanes consume streams in the order and of the kind that was loaded.
+
+    A load may have to wait until the stream before it is used. What follows it in its queue, up to
+    that use, must fit the queue, of ``depth``, or the use would never be sent.
+    """
     loaded: list[Instruction] = []
+    places: list[int] = []  # of those, in the queue
+    queued = 0
     for at in run:
         instruction = code[at]
+        queued += isa.runs_in(instruction) is Queue.LD
         if isinstance(instruction, isa.LoadStream | isa.LoadPages):
             loaded.append(instruction)
+            places.append(queued)
         elif isinstance(instruction, isa.Linear | isa.Attend):
             wanted = isa.LoadStream if isinstance(instruction, isa.Linear) else isa.LoadPages
             if not loaded or not isinstance(loaded[0], wanted):
                 raise VerifyError(f"{_where(at, instruction)}: the next prefetched stream must be "
                                   f"a {wanted.__name__}'s")
             pages = loaded.pop(0)
+            places.pop(0)
+            if places and queued - places[0] >= depth:
+                raise VerifyError(f"{_where(at, instruction)}: at most {depth} instructions of LD "
+                                  f"must come between the next stream's load and this use, not "
+                                  f"{queued - places[0] + 1}")
             if isinstance(pages, isa.LoadPages) and isinstance(instruction, isa.Attend):
                 for name in ("kv_heads", "head_dim", "window"):
                     if getattr(pages, name) != getattr(instruction, name):

@@ -55,7 +55,7 @@ class RtlDevice:
         code = np.frombuffer(isa.assemble(self.program.instructions), np.uint8)
         self.control[where.program.start:where.program.start + code.size] = code
         self.simulation.attach(0, BASE, self.control, writable=True)
-        starts = []
+        starts, self.caches = [], []  # the lanes' memories, and what they keep
         for lane, image in enumerate(self.program.lanes):
             start = BASE + (1 + lane) * APART
             starts.append(start)
@@ -63,6 +63,7 @@ class RtlDevice:
             weights[:image.size] = image
             cache = np.zeros(where.cache.size, np.uint8)
             self.simulation.attach(1 + lane, start, weights, writable=False)
+            self.caches.append(cache)
             if cache.size:
                 self.simulation.attach(1 + lane, start + where.cache.start, cache, writable=True)
         self.simulation.load(BASE, starts, where.program.start, len(self.program.instructions))

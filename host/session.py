@@ -92,6 +92,7 @@ class Session:
                                f"not {repeats}")
         if repeats > 1 and len({row.sequence for row in rows}) < len(rows):
             raise SessionError("with repeats, a step must have one row of each sequence")
+        roots: dict[int, int] = {}
         for row in rows:
             if not 0 <= row.token < program.model.vocab:
                 raise SessionError(f"a token must be below {program.model.vocab}, not {row.token}")
@@ -104,6 +105,9 @@ class Session:
                 raise SessionError(f"a row without a parent must follow the "
                                    f"{self.lengths[row.sequence]} cached tokens of its sequence, "
                                    f"not be at position {row.position}")
+            if row.parent < 0 and roots.setdefault(row.sequence, row.position) != row.position:
+                raise SessionError(f"a sequence's rows without a parent must have one position in "
+                                   f"a step, not {roots[row.sequence]} and {row.position}")
         self.device.write(program.memory.step.start, self._table(rows, repeats))
         self.device.step()
         for row in rows:

@@ -184,11 +184,14 @@ class Core(wiring.Component):
             self.store.top_value.eq(vector.top_value), self.store.top_token.eq(vector.top_token),
         ]
 
-    def _all_done(self, m, name, pulses, start):
-        """Return a signal that is high from the last of the pulses until the next start."""
+    def _all_done(self, m, name, pulses, end):
+        """Return a signal that is high from the last of the pulses until ``end``.
+
+        A lane may be done before the last lane has taken the command.
+        """
         seen = Signal(len(pulses), name=name)
         now = seen | Cat(*pulses)
-        m.d.sync += seen.eq(Mux(start, 0, now))
+        m.d.sync += seen.eq(Mux(end, 0, now))
         return now.all()
 
     def _products(self, m):
@@ -198,7 +201,7 @@ class Core(wiring.Component):
         m.d.comb += [lane.command.payload.eq(queue.unit.payload) for lane in self.lanes]
         running = Signal()
         started = queue.unit.valid & queue.unit.ready
-        done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], started)
+        done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], queue.done)
         m.d.comb += queue.done.eq(running & done & self.gather.idle)
         m.d.sync += running.eq(started | (running & ~queue.done))
         word = self.gather.output.payload
@@ -227,7 +230,7 @@ class Core(wiring.Component):
         started = queue.unit.valid & queue.unit.ready
         held = Signal(COMMAND_BITS)
         done = self._all_done(m, "attentions_done", [lane.attended for lane in self.lanes],
-                              started)
+                              queue.done)
         merged = Signal()
         with m.If(started):
             m.d.sync += held.eq(queue.unit.payload)
@@ -265,6 +268,7 @@ class Core(wiring.Component):
             m.d.comb += [
                 lane.loads.payload.kind.eq(Mux(is_pages, Load.PAGES, Load.STREAM)),
                 lane.loads.payload.address.eq(Cat(Const(0, _WORD), load.offset)),
+                lane.loads.payload.index.eq(self.queues[Queue.LD].index),
                 lane.pages.payload.eq(self.load.lanes.payload),
                 lane.store.valid.eq(storing & waiting[at]), lane.store.payload.eq(held),
                 lane.lane.eq(at), lane.base.eq(self.bases[at]),
@@ -283,14 +287,14 @@ class Core(wiring.Component):
         ]
 
     def _errors(self, m):
-        """The first error, and the instruction at fault: a lane's is the latest load's."""
+        """The first error, and the instruction at fault."""
         load, store = self.queues[Queue.LD].index, self.queues[Queue.ST].index
         causes = [
             (self.sequencer.error != Error.NONE, self.sequencer.error, self.sequencer.index),
             (self.load_error, Error.LOAD, Mux(self.queues[Queue.LD].idle, self.sequencer.index,
                                               load)),
             (self.store_error, Error.STORE, store),
-            (Cat(*(lane.error for lane in self.lanes)).any(), Error.LANE, load),
+            *((lane.error, Error.LANE, lane.error_index) for lane in self.lanes),
             (Cat(*(lane.write_error for lane in self.lanes)).any(), Error.LANE, store),
         ]
         m.d.comb += self.failed_index.eq(self.sequencer.index)

@@ -12,7 +12,9 @@ nothing on until they end; it adds the address register to an instruction's ``of
 the instruction to its queue. Address registers are 0 when a program starts.
 
 Units of fields: memory addresses are in words of 16 bytes, on-chip addresses in blocks of 16
-elements, counts in elements, unless a field says otherwise.
+elements, counts in elements, unless a field says otherwise. Elements are written as others are
+read: the target of an instruction is in an operand's place or apart from it. What a program may
+rely on is what :mod:`alula.compiler.verify` accepts.
 """
 
 from __future__ import annotations
@@ -247,7 +249,8 @@ class StoreTop(Instruction):
 class Linear(Instruction):
     """Multiply each row's quantized activations by the next weight stream.
 
-    Group dot products are exact integers; fp32 sums run over ascending groups.
+    Group dot products are exact integers; fp32 sums run over ascending groups. Whole strips are
+    written: values past ``outputs``, up to a multiple of 16, are 0.
     """
 
     target: int = _vector("destination")
@@ -366,7 +369,8 @@ class ReadStep(Instruction):
 class Advance(Instruction):
     """Give each row its best token and the next position, as the next repeat's input.
 
-    A row whose logits are no numbers has no best token, and takes token 0.
+    A row whose logits are no numbers has no best token, and takes token 0. Rows must have no
+    parents. Once for each of the header's repeats: pages are known for so many positions.
     """
 
 

@@ -1,6 +1,6 @@
 """The load unit: streams for the lanes, parameters, and rows of tables."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -172,10 +172,13 @@ class LoadUnit(wiring.Component):
     def _convert(self, m, held, part, kind, element, scale, issue, out):
         """Turn the part of a word into fp32 values, queue them, and return how many are coming."""
         p = Pipe(m)
-        codes = {Format.Q4: (4, 8), Format.Q8: (8, 128)}
-        signed_codes = Array([0, 0, *(Cat(
-            (held.word_select((part << 2) + at, bits) - middle).as_signed()[:9]
-            for at in range(_IN_WORD)) for bits, middle in codes.values())])[kind]
+        def codes(bits):
+            values = [Signal(signed(9), name=f"code{bits}_{at}") for at in range(_IN_WORD)]
+            m.d.comb += [value.eq(held.word_select((part << 2) + at, bits) - (1 << bits - 1))
+                         for at, value in enumerate(values)]
+            return Cat(values)
+
+        signed_codes = Array([0, 0, codes(4), codes(8)])[kind]  # by format
         piece, halves, whole = Signal(9 * _IN_WORD), Signal(16 * _IN_WORD), Signal.like(held)
         m.d.comb += [piece.eq(signed_codes), whole.eq(held),
                      halves.eq(held.word_select(part[0], 16 * _IN_WORD))]

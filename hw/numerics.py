@@ -277,7 +277,8 @@ def rotate(x: F32, cos: F32, sin: F32, interleaved: bool) -> F32:
     return out
 
 
-def linear(codes: NDArray[np.float32], scales: F32, x: I8, x_scales: F32, exponent: int) -> F32:
+def linear(codes: NDArray[np.float32], scales: F32, x: I8, x_scales: F32, exponent: int,
+           present: NDArray[np.bool_] | None = None) -> F32:
     """Multiply quantized rows by a matrix: exact group dots, fp32 sums in ascending groups.
 
     Parameters
@@ -290,6 +291,9 @@ def linear(codes: NDArray[np.float32], scales: F32, x: I8, x_scales: F32, expone
         ``(rows, groups, group)`` int8 and ``(rows, groups)`` float32.
     exponent
         The matrix's scales stand for ``scale * 2**exponent``.
+    present
+        ``(groups, outputs)``: which groups of a row are stored; others add nothing, whatever the
+        activations are. All, if not given.
 
     Returns
     -------
@@ -298,6 +302,8 @@ def linear(codes: NDArray[np.float32], scales: F32, x: I8, x_scales: F32, expone
     # A group's dot product is below 256 * 127 * 255 < 2**24, so fp32 holds every partial sum.
     dots = np.matmul(codes, x.astype(np.float32).transpose(1, 2, 0)).transpose(0, 2, 1)
     terms = mul(mul(dots, scales[:, None, :]), x_scales.T[:, :, None])
+    if present is not None:
+        terms = np.where(present[:, None, :], terms, np.float32(-0.0))  # adding -0 changes nothing
     total = np.zeros(terms.shape[1:], np.float32)
     for term in terms:
         total = add(total, term)

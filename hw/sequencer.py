@@ -131,10 +131,12 @@ class Sequencer(wiring.Component):
                 ]
                 m.d.sync += [register.eq(0) for register in registers]
                 with m.If(self.start & ~fits):
-                    m.d.comb += self.error.eq(Error.PROGRAM)
-                    m.next = "stopped"
+                    m.next = "refuse"
                 with m.Elif(self.start & self.requests.ready):
                     m.next = "load"
+            with m.State("refuse"):  # a clock after the start, when errors are looked at
+                m.d.comb += self.error.eq(Error.PROGRAM)
+                m.next = "stopped"
             with m.State("load"):
                 m.d.comb += [self.words.ready.eq(1), store.en.eq(self.words.valid)]
                 with m.If(self.words.valid):

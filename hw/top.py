@@ -43,13 +43,13 @@ class Top(wiring.Component):
         m = Module()
         m.submodules.registers = registers = ControlRegisters(self.arch)
         m.submodules.supervisor = supervisor = Supervisor()
-        m.submodules.reader = reader = AxiReader(WORD_BYTES)
-        m.submodules.writer = writer = AxiWriter(WORD_BYTES)
-        core = Core(self.arch)
+        reader, writer, core = AxiReader(WORD_BYTES), AxiWriter(WORD_BYTES), Core(self.arch)
+        # What a stopped run has asked for and not begun is forgotten with it.
         m.domains += ClockDomain("core", local=True)
         m.d.comb += [ClockSignal("core").eq(ClockSignal()),
                      ResetSignal("core").eq(ResetSignal() | supervisor.clear)]
-        m.submodules.core = DomainRenamer("core")(core)
+        for name, part in (("reader", reader), ("writer", writer), ("core", core)):
+            m.submodules[name] = DomainRenamer("core")(part)
         wiring.connect(m, wiring.flipped(self.s_axi_control), registers.bus)
         axi.join(m, self.m_axi_control, reader.bus, writer.bus)
         for port, memory in zip(self.m_axi_lane, core.memories, strict=True):

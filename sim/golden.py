@@ -97,10 +97,8 @@ def linear(machine: Machine, i: isa.Linear) -> None:
     matrix = machine.matrices[stream]
     group = 1 << i.group_log2
     codes, scales = machine.quantized(i.source, -(-i.inputs // group), group)
-    result = numerics.linear(matrix.codes, matrix.scales, codes, scales, matrix.exponent)
-    out = machine.vectors(i.target, i.outputs)
-    count = min(result.shape[1], i.outputs)
-    out[:, :count], out[:, count:] = result[:, :count], 0
+    machine.vectors(i.target, matrix.codes.shape[1])[:] = numerics.linear(
+        matrix.codes, matrix.scales, codes, scales, matrix.exponent, matrix.present)
 
 
 def _read_matrix(machine: Machine, address: int, i: isa.Linear) -> Matrix:
@@ -110,16 +108,22 @@ def _read_matrix(machine: Machine, address: int, i: isa.Linear) -> Matrix:
     entries = [image[address:address + WORD_BYTES].view(layout.DIRECTORY_ENTRY)[0]
                for image in machine.program.lanes]
     total = sum(int(entry["strips"]) for entry in entries)
+    if total != -(-i.outputs // isa.TILE_ROWS):
+        raise MachineError(f"a stream for {i.outputs} outputs must have "
+                           f"{-(-i.outputs // isa.TILE_ROWS)} strips, not {total}")
     codes = np.zeros((total, isa.TILE_ROWS, groups * group), np.float32)
     scales = np.zeros((total, isa.TILE_ROWS, groups), np.float32)
+    present = np.zeros(scales.shape, np.bool_)
     for lane, (image, entry) in enumerate(zip(machine.program.lanes, entries, strict=True)):
         start = int(entry["start"]) * WORD_BYTES
         share = unpack_stream(image[start:start + int(entry["beats"]) * machine.arch.beat_bytes],
                               int(entry["strips"]), groups, group, machine.arch.beat_bytes)
         codes[lane::len(entries)] = share.codes.reshape(-1, *codes.shape[1:])
         scales[lane::len(entries)] = share.scales.reshape(-1, *scales.shape[1:])
+        present[lane::len(entries)] = share.present.reshape(-1, *present.shape[1:])
     return Matrix(np.ascontiguousarray(codes.reshape(-1, groups, group).transpose(1, 0, 2)),
-                  np.ascontiguousarray(scales.reshape(-1, groups).T), int(entries[0]["exponent"]))
+                  np.ascontiguousarray(scales.reshape(-1, groups).T), int(entries[0]["exponent"]),
+                  None if present.all() else present.reshape(-1, groups).T)
 
 
 # MISC ------------------------------------------------------------------------------------------

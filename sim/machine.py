@@ -37,6 +37,7 @@ class Matrix:
     codes: F32  # (groups, outputs, group) integers
     scales: F32  # (groups, outputs)
     exponent: int
+    present: NDArray[np.bool_] | None  # (groups, outputs); None: all are
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Machine:
         self.code_scales = np.zeros((arch.rows, arch.activation_elements // BLOCK), np.float32)
         self.params = np.zeros(arch.param_elements, np.float32)
         self.top_values = np.full((arch.rows, TOP_K), -np.inf, np.float32)
-        self.top_tokens = np.zeros((arch.rows, TOP_K), np.uint32)
+        self.top_tokens = np.full((arch.rows, TOP_K), layout.NO_TOKEN, np.uint32)
         self.registers = [0] * isa.ADDRESS_REGISTERS
         self.header = np.zeros((), layout.STEP_HEADER)
         self.rows = np.zeros(0, layout.STEP_ROW)

@@ -20,6 +20,7 @@ class Strips(NamedTuple):
 
     codes: NDArray[np.int16]  # (rows, cols) code - zero_point
     scales: NDArray[np.float32]  # (rows, groups); 0 where a row is absent
+    present: NDArray[np.bool_]  # (rows, groups)
 
 
 def unpack_stream(data: NDArray[np.uint8], strips: int, groups: int, group: int,
@@ -27,17 +28,18 @@ def unpack_stream(data: NDArray[np.uint8], strips: int, groups: int, group: int,
     """Unpack strips of ``groups`` tiles; raise :class:`StreamError` if they break the format."""
     codes = np.zeros((strips * TILE_ROWS, groups * group), np.int16)
     scales = np.zeros((strips * TILE_ROWS, groups), np.float32)
+    present = np.zeros(scales.shape, np.bool_)
     reader = _Reader(data)
     for strip in range(strips):
         rows = slice(strip * TILE_ROWS, (strip + 1) * TILE_ROWS)
         for first in range(0, groups, SEGMENT_TILES):
             tiles = range(first, min(first + SEGMENT_TILES, groups))
-            _read_segment(reader, codes[rows], scales[rows], tiles, group)
+            _read_segment(reader, codes[rows], scales[rows], present[rows], tiles, group)
             reader.align(beat_bytes)
     if reader.at != len(data):
         raise StreamError(f"a stream of {strips} strips must end at byte {reader.at}, "
                           f"not {len(data)}")
-    return Strips(codes, scales)
+    return Strips(codes, scales, present)
 
 
 class _Reader:
@@ -57,16 +59,16 @@ class _Reader:
 
 
 def _read_segment(reader: _Reader, codes: NDArray[np.int16], scales: NDArray[np.float32],
-                  tiles: range, group: int) -> None:
+                  stored: NDArray[np.bool_], tiles: range, group: int) -> None:
     words = reader.take(layout.HEADER_BYTES * len(tiles)).copy().view("<u4")
     headers = [layout.parse_header(int(word)) for word in words]
     rows = [np.flatnonzero(present >> np.arange(TILE_ROWS) & 1) for present, *_ in headers]
     for tile, present in zip(tiles, rows, strict=True):
         half = reader.take(layout.SCALE_BYTES * len(present)).copy().view("<f2")
-        scales[present, tile] = half.astype(np.float32)
+        scales[present, tile], stored[present, tile] = half.astype(np.float32), True
     zeros = []
-    for (_, _, bits, stored), present in zip(headers, rows, strict=True):
-        zeros.append(reader.take(len(present)).astype(np.int16) if stored
+    for (_, _, bits, given), present in zip(headers, rows, strict=True):
+        zeros.append(reader.take(len(present)).astype(np.int16) if given
                      else np.full(len(present), 1 << (bits - 1), np.int16))
     for tile, (_, kept, bits, _), present, zero in zip(tiles, headers, rows, zeros, strict=True):
         size = layout.payload_bytes(group, kept, bits)

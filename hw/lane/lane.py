@@ -19,6 +19,7 @@ from alula.hw.lane.chain import Chain
 from alula.hw.lane.linear import LinearUnit
 from alula.hw.lane.prefetch import LOAD, BeatQueue, Prefetch
 from alula.hw.lane.unpack import Unpacker
+from alula.hw.queues import INDEX_BITS
 from alula.hw.ram import Ram
 from alula.hw.step import SLOT_BITS, row_layout, row_port, slot_port
 
@@ -30,7 +31,8 @@ def lane_signature(arch):
     commands = stream.Signature(COMMAND_BITS)
     return wiring.Signature({
         "bus": Out(axi.signature(arch.beat_bytes)), "base": In(ADDRESS_BITS),
-        "error": Out(1), "write_error": Out(1), "drain": In(1), "idle": Out(1),
+        "error": Out(1), "error_index": Out(INDEX_BITS), "write_error": Out(1),
+        "drain": In(1), "idle": Out(1),
         "loads": In(stream.Signature(LOAD)), "pages": In(commands),
         "command": In(commands), "done": Out(1),
         "attend": In(commands), "attended": Out(1), "store": In(commands),
@@ -46,7 +48,7 @@ class Lane(wiring.Component):
     Members
     -------
     bus : AXI4 master
-    base, error, loads
+    base, error, error_index, loads
         See :class:`Prefetch`.
     write_error : ``Out(1)``
     drain, idle
@@ -109,6 +111,7 @@ class Lane(wiring.Component):
         axi.join(m, self.bus, prefetch.bus, writer.bus)
         m.d.comb += [
             prefetch.base.eq(self.base), self.error.eq(prefetch.error),
+            self.error_index.eq(prefetch.error_index),
             prefetch.drain.eq(self.drain), self.idle.eq(prefetch.idle & writer.idle),
             self.beat.eq(queue.beats.valid & queue.beats.ready),
             linear.tokens.eq(self.tokens), linear.lane.eq(self.lane), self.done.eq(linear.done),

@@ -9,6 +9,7 @@ from alula.hw.axi import ADDRESS_BITS, AxiReader, read_signature
 from alula.hw.formats import record_layout
 from alula.hw.isa import WORD_BYTES
 from alula.hw.lane.linear import DESCRIPTOR
+from alula.hw.queues import INDEX_BITS
 from alula.hw.ram import Ram
 
 BEATS_BITS = 24
@@ -24,7 +25,7 @@ class Load(enum.Enum, shape=1):
     PAGES = 1
 
 
-LOAD = data.StructLayout({"kind": Load, "address": ADDRESS_BITS})
+LOAD = data.StructLayout({"kind": Load, "address": ADDRESS_BITS, "index": INDEX_BITS})
 PAGES = data.StructLayout({"address": ADDRESS_BITS, "beats": BEATS_BITS, "last": 1})
 
 
@@ -37,13 +38,14 @@ class Prefetch(wiring.Component):
     Members
     -------
     bus : AXI4 read channels
-    error : ``Out(1)``
-        High for a clock when a beat comes with an error response.
+    error : ``Out(1)``, error_index : ``Out(INDEX_BITS)``
+        High for a clock when a beat comes with an error response; the ``index`` of its load.
     drain, idle
         See :class:`AxiReader`.
     loads : ``In(stream of LOAD)``
-        A stream's directory entry: its byte address less ``base``, a multiple of 16. A load of
-        pages takes requests from ``page_requests`` up to a ``last`` one.
+        A stream's directory entry: its byte address less ``base``, a multiple of 16. ``index`` is
+        the instruction's. A load of pages takes requests from ``page_requests`` up to a ``last``
+        one.
     page_requests : ``In(stream of PAGES)``
         Byte address less ``base``, a multiple of a beat; at most ``PIECE_BEATS`` beats, and at
         least 1 unless it is the ``last``.
@@ -66,7 +68,8 @@ class Prefetch(wiring.Component):
         self.piece = min(PIECE_BEATS, self.depth // 4)
         pointer = range(2 * self.depth)
         super().__init__({
-            "bus": Out(read_signature(arch.beat_bytes)), "error": Out(1), "base": In(ADDRESS_BITS),
+            "bus": Out(read_signature(arch.beat_bytes)), "error": Out(1),
+            "error_index": Out(INDEX_BITS), "base": In(ADDRESS_BITS),
             "drain": In(1), "idle": Out(1),
             "loads": In(stream.Signature(LOAD)), "page_requests": In(stream.Signature(PAGES)),
             "streams": Out(stream.Signature(DESCRIPTOR)),
@@ -79,13 +82,15 @@ class Prefetch(wiring.Component):
         wiring.connect(m, reader.bus, wiring.flipped(self.bus))
         m.d.comb += [self.error.eq(reader.error), reader.drain.eq(self.drain),
                      self.idle.eq(reader.idle)]
-        fetch = data.StructLayout({"kind": Load, "start": 32, "beats": BEATS_BITS})
+        fetch = data.StructLayout({"kind": Load, "start": 32, "beats": BEATS_BITS,
+                                   "index": INDEX_BITS})
         m.submodules.fetches = self.fetches = fifo.SyncFIFO(width=fetch.size, depth=AHEAD)
         m.submodules.descriptors = self.descriptors = fifo.SyncFIFO(
             width=DESCRIPTOR.size, depth=STREAMS)
         self.fetch, self.put = (data.View(fetch, part) for part in (self.fetches.r_data,
                                                                     self.fetches.w_data))
-        piece = data.StructLayout({"directory": 1, "place": 2, "beats": range(self.piece + 1)})
+        piece = data.StructLayout({"directory": 1, "place": 2, "beats": range(self.piece + 1),
+                                   "index": INDEX_BITS})
         m.submodules.pieces = self.pieces = fifo.SyncFIFO(width=piece.size, depth=PIECES)
         self.piece_in, self.piece_out = (data.View(piece, part) for part in (
             self.pieces.w_data, self.pieces.r_data))
@@ -134,6 +139,8 @@ class Prefetch(wiring.Component):
             self.piece_in.directory.eq(directory),
             self.piece_in.place.eq(load.address[WORD_BYTES.bit_length() - 1:beat_log2]),
             self.piece_in.beats.eq(Mux(directory, 1, size)),
+            self.piece_in.index.eq(Mux(directory, load.index, fetch.index)),
+            self.error_index.eq(self.piece_out.index),
             self.fetches.r_en.eq(beats & Mux(is_pages, self.page_requests.payload.last,
                                              left == size)),
         ]
@@ -181,6 +188,7 @@ class Prefetch(wiring.Component):
             self.fetches.w_en.eq(came | self.load_pages),
             self.put.kind.eq(Mux(came, Load.STREAM, Load.PAGES)),
             self.put.start.eq(entry.start), self.put.beats.eq(entry.beats),
+            self.put.index.eq(Mux(came, self.piece_out.index, self.loads.payload.index)),
             self.descriptors.w_en.eq(is_entry), descriptor.strips.eq(entry.strips),
             descriptor.exponent.eq(entry.exponent.as_signed()), descriptor.beats.eq(entry.beats)]
 

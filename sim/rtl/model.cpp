@@ -50,6 +50,7 @@ struct Port {
     void *wdata, *wstrb;
 
     std::vector<Region> regions;
+    uint64_t denied = 0, denied_size = 0;  // addresses that answer with an error
     Timing timing;
     std::mt19937 random;
     std::deque<Burst> reads, writes, answers;
@@ -60,6 +61,7 @@ struct Port {
     bool stalls() { return timing.stall && (random() & 0xFFFF) < timing.stall; }
 
     uint8_t *find(uint64_t address, bool writing) {
+        if (address + bytes > denied && address < denied + denied_size) return nullptr;
         for (const Region &region : regions)
             if (address >= region.start && address - region.start + bytes <= region.size)
                 return writing && !region.writable ? nullptr
@@ -250,6 +252,12 @@ void alula_delete(Machine *machine) {
 void alula_region(Machine *machine, uint32_t port, uint64_t start, uint64_t size, uint8_t *data,
                   int writable) {
     machine->ports[port].regions.push_back({start, size, data, writable != 0});
+}
+
+// Answer some addresses with errors; a size of 0 ends it.
+void alula_deny(Machine *machine, uint32_t port, uint64_t start, uint64_t size) {
+    machine->ports[port].denied = start;
+    machine->ports[port].denied_size = size;
 }
 
 void alula_timing(Machine *machine, uint32_t port, uint32_t latency, uint32_t beats_per_1024,

@@ -77,8 +77,11 @@ class MemoryModel:
 class Simulation:
     """An accelerator that is out of reset.
 
-    Port 0 is the control memory's; lane ``i`` is port ``i + 1``.
+    Port 0 is the control memory's; lane ``i`` is port ``i + 1``. ``patience`` is the most clocks
+    that a run may take, watchdog or not; there is no limit if it is None.
     """
+
+    patience: int | None = None
 
     def __init__(self, library: Path, arch: ArchConfig) -> None:
         self.arch = arch
@@ -88,6 +91,7 @@ class Simulation:
                 ("new", ctypes.c_void_p, ()), ("delete", None, ()),
                 ("region", None, (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64,
                                   ctypes.c_void_p, ctypes.c_int)),
+                ("deny", None, (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64)),
                 ("timing", None, (ctypes.c_uint32,) * 5),
                 ("write_register", None, (ctypes.c_uint32, ctypes.c_uint32)),
                 ("read_register", ctypes.c_uint32, (ctypes.c_uint32,)),
@@ -121,6 +125,10 @@ class Simulation:
         self._kept.append(data)
         self._call("region", port, start, data.size, data.ctypes.data, int(writable))
 
+    def deny(self, port: int, start: int, size: int) -> None:
+        """Let some addresses of a port answer with errors; a size of 0 ends it."""
+        self._call("deny", port, start, size)
+
     def set_memory(self, model: MemoryModel) -> None:
         for port in range(1 + self.arch.lanes):
             self._call("timing", port, model.latency, round(1024 * model.bandwidth),
@@ -148,8 +156,10 @@ class Simulation:
         """Run the program once, and return its clocks; raise :class:`RunError`."""
         self.write_register(Register.WATCHDOG, watchdog)
         self.write_register(Register.CTRL, 1 << Ctrl.START)
+        begun = self.clocks
         while not self._call("wait", _SLICE):
-            pass
+            if self.patience is not None and self.clocks - begun > self.patience:
+                raise TimeoutError(f"a run must end within {self.patience} clocks")
         self.write_register(Register.ISR, 1)
         self.write_register(Register.CTRL, 1 << Ctrl.CONTINUE)
         status = self.status[0]

@@ -229,6 +229,14 @@ def test_verify_loop_reach(good):
     (isa.Rotate, {"rotary_dim": 32}, "must be even and at most head_dim \\(16\\), not 32"),
     (isa.Rotate, {"rotary_dim": 15}, "rotary_dim must be even and at most head_dim"),
     (isa.LoadRow, {"stride": 3}, "stride must be at least 8 words for a row of 32 elements"),
+    (isa.LoadRow, {"format": isa.Format.Q4, "group_log2": 3, "stride": 99},
+     "group_log2 must be at least 4, not 3"),
+    (isa.RmsNorm, {"size": 20, "parts": 2}, "size must be a multiple of 16 if there are parts"),
+    (isa.Combine, {"size": 0}, "size must be at least 1, not 0"),
+    (isa.Activate, {"size": 0}, "size must be at least 1, not 0"),
+    (isa.StoreRow, {"size": 24}, "size must be a multiple of 16, not 24"),
+    (isa.SelectTop, {"limit": 516}, "limit must be at most the 515 tokens that there are, not 516"),
+    (isa.Linear, {"outputs": 17}, r"lane 0's stream 0 must have 1 strips, not \d+"),
     (isa.SetAddress, {"wait": 1}, "must neither wait nor release"),
     (isa.Loop, {"release": 2}, "must neither wait nor release"),
 ])
@@ -238,6 +246,10 @@ def test_verify_operand_wrong(good, cls, fields, message):
         verify(_without(good, at, **fields))
 
 
+def _first(code, cls):
+    return next(insn for insn in code if isinstance(insn, cls))
+
+
 @pytest.mark.parametrize("edit, message", [
     (lambda code: code[:-1], "a program must end with SYS.End"),
     (lambda code: [*code, isa.Loop(source=isa.Count.IMMEDIATE, count=1)], "every loop must end"),
@@ -245,6 +257,16 @@ def test_verify_operand_wrong(good, cls, fields, message):
     (lambda code: [isa.Loop(source=isa.Count.IMMEDIATE)] * 9 + [isa.EndLoop()] * 9 + code,
      "loops must nest at most 8 deep"),
     (lambda code: [isa.LoadStream(register=0, offset=0), *code], "the next prefetched stream|used"),
+    (lambda code: [isa.Combine(target=1, source=0, other=4, shared=0, size=32,
+                               function=isa.Elementwise.ADD), *code],
+     "the target, blocks 1 to 3, must be in an operand's place or apart from it, not over"),
+    (lambda code: [isa.Advance(), *code], "must be in a loop of REPEATS"),
+    (lambda code: [insn for before in code for insn in (
+        [before, before] if isinstance(before, isa.Advance) else [before])],
+     "a pass must advance at most once"),
+    (lambda code: [*2 * [_first(code, isa.LoadStream)], *17 * [isa.Sync(target=isa.Queue.LD)],
+                   *2 * [_first(code, isa.Linear)], *code],
+     "at most 16 instructions of LD must come between the next stream's load and this use, not 18"),
 ])
 def test_verify_structure_wrong(good, edit, message):
     with pytest.raises(VerifyError, match=message):

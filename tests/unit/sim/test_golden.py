@@ -88,6 +88,15 @@ def test_row_past_the_cache_wrong(made):
         session.step([Row(sequence, 1, 3), Row(sequence, 1, 4)])
 
 
+def test_row_that_reads_what_another_writes_wrong(made):
+    session = Session(GoldenDevice(made))
+    sequence = session.open()
+    session.feed(sequence, [1, 2, 3])
+    with pytest.raises(SessionError, match="^a sequence's rows without a parent must have one "
+                                           "position in a step, not 3 and 1$"):
+        session.step([Row(sequence, 1, 3), Row(sequence, 1, 1)])
+
+
 def test_repeats_wrong(made):
     session = Session(GoldenDevice(made))
     session.step([Row(session.open(), 1, 0)])
