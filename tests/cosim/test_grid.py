@@ -1,4 +1,4 @@
-"""The bundled models on builds of 1, 2 and 4 lanes and beats of 64, 16 and 32 bytes.
+"""The bundled models on builds of 1, 2 and 4 lanes and beats of 64, 32 and 16 bytes.
 
 Logits and every byte of memory are those of the golden model: for one token a step, four and eight,
 two sequences in one step, prompts over a page's end, and greedy steps without the host, behind
