@@ -17,7 +17,10 @@ from alula.sim.rtl.simulation import MemoryModel
 
 @dataclass(frozen=True)
 class Counters:
-    """What hardware has done: clocks from start to end of each step, beats that lanes read."""
+    """What hardware has done: clocks from start to end of each step, beats that lanes read.
+
+    ``seconds`` is the time a core has worked on simulating it.
+    """
 
     cycles: int = 0
     lane_beats: int = 0

@@ -82,10 +82,10 @@ class RtlDevice:
         return self.control[start:start + size]
 
     def step(self) -> None:
-        begun, beats, before = time.perf_counter(), self._beats(), self.counters
+        begun, beats, before = time.thread_time(), self._beats(), self.counters
         cycles = self.simulation.run()
         self.counters = Counters(before.cycles + cycles, before.lane_beats + self._beats() - beats,
-                                 before.seconds + time.perf_counter() - begun)
+                                 before.seconds + time.thread_time() - begun)
 
     def _beats(self) -> int:
         return sum(self.simulation.beats_read(1 + lane)
@@ -95,7 +95,8 @@ class RtlDevice:
 def figures(program: Program, spent: Counters, tokens: int) -> dict[str, float]:
     """Return what ``tokens`` tokens have cost on simulated hardware.
 
-    ``macs_per_s`` counts products of weights that are kept, in a second of simulation.
+    ``macs_per_s`` counts products of weights that are kept. Seconds are those of one core at work
+    on the simulation.
     """
     arch = program.arch
     moved = spent.lane_beats * arch.beat_bytes
