@@ -43,10 +43,12 @@ class Top(wiring.Component):
         m = Module()
         m.submodules.registers = registers = ControlRegisters(self.arch)
         m.submodules.supervisor = supervisor = Supervisor()
-        m.submodules.reader = reader = AxiReader(WORD_BYTES)
-        m.submodules.writer = writer = AxiWriter(WORD_BYTES)
-        core = Core(self.arch)
-        m.submodules.core = ResetInserter(supervisor.clear)(core)
+        # With the core, or they would hold a request of the run that failed.
+        reader, writer, core = AxiReader(WORD_BYTES), AxiWriter(WORD_BYTES), Core(self.arch)
+        cleared = ResetInserter(supervisor.clear)
+        m.submodules.reader = cleared(reader)
+        m.submodules.writer = cleared(writer)
+        m.submodules.core = cleared(core)
         wiring.connect(m, wiring.flipped(self.s_axi_control), registers.bus)
         axi.join(m, self.m_axi_control, reader.bus, writer.bus)
         for port, memory in zip(self.m_axi_lane, core.memories, strict=True):
