@@ -204,7 +204,8 @@ class AxiWriter(wiring.Component):
         m.submodules.bursts = bursts = Bursts(self.data_bytes)
         wiring.connect(m, wiring.flipped(self.requests), bursts.requests)
         flight = Signal(range(self.outstanding + 1))
-        left, sending = Signal(8, name="left"), Signal()  # beats of the burst still to send, minus 1
+        left = Signal(8)  # beats of the burst still to send, minus 1
+        sending = Signal()
         asked, answered, last = Signal(), Signal(), Signal()
         m.d.comb += last.eq(bus.wvalid & bus.wready & bus.wlast)
         dropping = Signal()  # in a drain, but not before what was offered is taken

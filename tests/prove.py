@@ -48,7 +48,7 @@ flatten
 opt_clean
 memory_collect
 memory_nordff
-{memories}
+memory_map
 async2sync
 chformal -lower
 opt -fast
@@ -206,9 +206,10 @@ class Bench:
 
     def _write(self, folder):
         """Return the model as Yosys writes it for the solver."""
-        Path(folder, "top.il").write_text(rtlil.convert(self.m, name="top", ports=[self._clock.clk]))
+        text = rtlil.convert(self.m, name="top", ports=[self._clock.clk])
+        Path(folder, "top.il").write_text(text)
         Path(folder, "ram.v").write_text(ram.VERILOG)
-        Path(folder, "script.ys").write_text(_SCRIPT.format(memories="memory_map"))
+        Path(folder, "script.ys").write_text(_SCRIPT)
         here = Path.cwd()
         os.chdir(folder)  # Yosys in WebAssembly sees the folder it starts in
         try:
