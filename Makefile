@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test cosim lint types wheel docs clean
+.PHONY: demo test cosim area lint types wheel docs clean
 
 demo: $(VENV)/.installed          ## compile the bundled model and generate text with it
 	$(BIN)/alula demo $(DEMO)
@@ -13,6 +13,9 @@ test: $(VENV)/.installed-dev      ## every test that needs no board and no GPU
 
 cosim: $(VENV)/.installed-dev     ## the hardware's units in cocotb, on Verilator
 	$(BIN)/python -m pytest $(or $(COSIM),tests/cosim)
+
+area: $(VENV)/.installed-dev      ## what builds take of their devices, by Yosys: an hour or so
+	$(BIN)/python -m alula.boards.area $(or $(AREA),u55c kv260)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

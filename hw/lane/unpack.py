@@ -11,6 +11,7 @@ from alula.hw.lane.positions import PositionDecoder
 from alula.hw.lane.rowstore import RowStore
 from alula.hw.lane.shape import CHUNK_BITS, LaneShape
 from alula.hw.lane.steps import START, Kind, Steps, step_layout
+from alula.hw.lane.window import window
 from alula.hw.ram import Ram
 
 GRANULE_BYTES = 16  # of the first of the two shifts
@@ -89,17 +90,11 @@ class Unpacker(wiring.Component):
     def _shifted(self, at, bits):
         """Return bits of the buffer from a bit address of stage 0, at stage 2."""
         m, granule = self.m, 8 * GRANULE_BYTES
-        size = len(self.buffer)
-        around = bits + granule - 1
-        around += -around % 8
-        ring = Signal(size + around)
-        coarse = Signal(around)
         granule_log2 = granule.bit_length() - 1
-        m.d.comb += [
-            ring.eq(Cat(self.buffer, self.buffer[:around])),
-            coarse.eq(ring.bit_select(at[granule_log2:] << granule_log2, around))]
-        near, fine = self._register(coarse), self._register(at[:granule_log2])
-        return self._register((near >> fine)[:bits])
+        around = -(-(bits + granule - 1) // granule) * granule
+        near = window(m, self.buffer, at[granule_log2:], around, granule, ring=True)
+        near, fine = self._register(near), self._register(at[:granule_log2])
+        return self._register(window(m, near, fine, bits))
 
     def _items(self, raw):
         """Write scales and zero points of stage 2, and return those of a step's rows, stage 3."""
