@@ -37,7 +37,7 @@ from amaranth.lib.wiring import Out
 
 from alula.hw import ram
 
-TIMEOUT = 60  # seconds of a solver, beyond which a proof is too slow to be of use
+TIMEOUT = 40  # seconds of a solver, beyond which a proof is too slow to be of use
 
 _SCRIPT = """
 read_rtlil top.il
@@ -135,13 +135,15 @@ class Bench:
         self._drive(port.ready)
         self.must(self.holds(port.valid, port.ready, port.payload))
 
-    def surround(self, component, but=()):
+    def surround(self, component, but=(), steady=()):
         """Offer to and take from all streams of a component and free its other inputs.
 
-        ``but`` names ports to leave alone.
+        ``but`` names ports to leave alone, ``steady`` inputs that never change.
         """
         for name, member in component.signature.members.items():
-            if name not in but:
+            if name in steady:
+                self._drive(getattr(component, name), AnyConst)
+            elif name not in but:
                 self._connect(getattr(component, name), member)
 
     def _connect(self, port, member):
@@ -161,12 +163,12 @@ class Bench:
                 for name, inner in member.signature.members.items():
                     self._connect(getattr(one, name), inner)
 
-    def _drive(self, port):
+    def _drive(self, port, kind=AnySeq):
         if isinstance(port, (list, tuple)):
             for one in port:
-                self._drive(one)
-        elif len(Value.cast(port)):
-            self.m.d.comb += Value.cast(port).eq(AnySeq(len(Value.cast(port))))
+                self._drive(one, kind)
+        elif bits := len(Value.cast(port)):
+            self.m.d.comb += Value.cast(port).eq(kind(bits))
 
     def check(self, depth):
         """Raise ProofError unless every rule holds for ``depth`` clocks from reset."""
