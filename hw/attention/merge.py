@@ -140,6 +140,10 @@ class LaneMerge(wiring.Component):
         held = Signal(32)
         m.d.sync += held.eq(read.data)
         p = Pipe(m)
+        # In a register, and steady from the first turn's clock to the end of the query.
+        steady = [Signal.like(part, name="steady") for part in (new_peak, *powers)]
+        m.d.sync += [now.eq(part) for now, part in zip(steady, (new_peak, *powers), strict=True)]
+        new_peak, *powers = (p.input(part, stage=1) for part in steady)
         counts = p.input(issue & (second | ~is_node) & ~is_emit, reset=True)
         place = p.input(region * arch.attention_elements + base + at)
         is_total = p.input(total_turn)
@@ -154,14 +158,14 @@ class LaneMerge(wiring.Component):
         old = p.mux(fresh, p.const(0), old)
         second_value = p.input(held, stage=1)
         theirs_now = p.mux(is_total, other_total, p.mux(node_now, second_value, page))
-        result = p.add(rescale(p, old, p.input(powers[0])),
-                       rescale(p, theirs_now, p.input(powers[1])))
+        result = p.add(rescale(p, old, powers[0]),
+                       rescale(p, theirs_now, powers[1]))
         end = result.stage
         out, out_total = p.at(counts, end), p.at(is_total, end)
         m.d.comb += [
             write.addr.eq(p.at(place, end)), write.data.eq(result.signal),
             write.en.eq(out & ~out_total),
-            renewed.addr.eq(mine.addr), renewed.data.peak.eq(new_peak),
+            renewed.addr.eq(mine.addr), renewed.data.peak.eq(new_peak.signal),
             renewed.data.total.eq(result.signal),
             renewed.en.eq(out & out_total),
         ]
@@ -206,14 +210,19 @@ class LaneMerge(wiring.Component):
                 below = waiting[(depth - 1)[:len(region)]]
                 joins = (depth != 0) & (below.level == level) & (below.node == sibling)
                 comes = (sibling > node) & (first >= job.low) & (final <= job.high)
+                absent, joined, coming = Signal(), Signal(), Signal()
+                m.d.sync += [absent.eq(~leaves.any()), joined.eq(joins), coming.eq(comes)]
+                m.next = "decide"
                 with m.If(level == LEVELS):
                     m.next = "emit"
-                with m.Elif(~leaves.any()):
+            with m.State("decide"):
+                m.next = "resolve"
+                with m.If(absent):
                     m.d.sync += [level.eq(level + 1), node.eq(node >> 1)]
-                with m.Elif(joins):
+                with m.Elif(joined):
                     m.next = "node"
                     m.d.sync += second.eq(0)
-                with m.Elif(comes):
+                with m.Elif(coming):
                     m.d.sync += [waiting[depth].level.eq(level), waiting[depth].node.eq(node),
                                  depth.eq(depth + 1)]
                     m.d.comb += self.jobs.ready.eq(1)
