@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+<<<<<<< HEAD
 .PHONY: demo test cosim coverage lint types wheel docs clean
+=======
+.PHONY: demo test cosim area lint types wheel docs clean
+>>>>>>> wt-a
 
 demo: $(VENV)/.installed          ## compile the bundled model and generate text with it
 	$(BIN)/alula demo $(DEMO)
@@ -14,11 +18,16 @@ test: $(VENV)/.installed-dev      ## every test that needs no board and no GPU
 cosim: $(VENV)/.installed-dev     ## the hardware's units in cocotb, on Verilator
 	$(BIN)/python -m pytest $(or $(COSIM),tests/cosim)
 
+<<<<<<< HEAD
 COVERAGE := $(VENV)/coverage.json
 coverage: $(VENV)/.installed-dev  ## random programs and errors on the hardware, and what they covered
 	ALULA_COVERAGE=$(COVERAGE) $(BIN)/python -m pytest tests/cosim/test_programs.py \
 		tests/cosim/test_errors.py $(TEST)
 	PYTHONPATH=tests $(BIN)/python -m programs.report $(COVERAGE)
+=======
+area: $(VENV)/.installed-dev      ## what builds take of their devices, by Yosys: an hour or so
+	$(BIN)/python -m alula.boards.area $(or $(AREA),u55c kv260)
+>>>>>>> wt-a
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -80,7 +80,7 @@ class Bursts(wiring.Component):
         m = Module()
         shift = self.data_bytes.bit_length() - 1
         most = min(BURST_BEATS, BOUNDARY_BYTES // self.data_bytes)
-        address, beats = Signal(ADDRESS_BITS), Signal(BEATS_BITS)
+        address, beats = Signal(ADDRESS_BITS, name="address"), Signal(BEATS_BITS)
         busy = Signal()  # address and beats hold what is left of a request
         room, size = Signal(range(most + 1)), Signal(range(most + 1))
         m.d.comb += [
@@ -204,9 +204,13 @@ class AxiWriter(wiring.Component):
         m.submodules.bursts = bursts = Bursts(self.data_bytes)
         wiring.connect(m, wiring.flipped(self.requests), bursts.requests)
         flight = Signal(range(self.outstanding + 1))
-        left, sending = Signal(8), Signal()  # beats of the burst still to send, minus 1
+        left = Signal(8)  # beats of the burst still to send, minus 1
+        sending = Signal()
         asked, answered, last = Signal(), Signal(), Signal()
         m.d.comb += last.eq(bus.wvalid & bus.wready & bus.wlast)
+        dropping = Signal()  # in a drain, but not before what was offered is taken
+        with m.If(~bus.wvalid | bus.wready):
+            m.d.sync += dropping.eq(self.drain)
         # One burst's address at a time; the next follows as its data ends.
         with m.If((~bus.awvalid | bus.awready) & (~sending | last)):
             m.d.comb += bursts.bursts.ready.eq((flight != self.outstanding) & ~self.drain)
@@ -230,9 +234,9 @@ class AxiWriter(wiring.Component):
             bus.awsize.eq(self.data_bytes.bit_length() - 1),
             bus.awburst.eq(INCREMENTING),
             bus.wdata.eq(self.data.payload.data),
-            bus.wstrb.eq(Mux(self.drain, 0, self.data.payload.strobe)),
+            bus.wstrb.eq(Mux(dropping, 0, self.data.payload.strobe)),
             bus.wlast.eq(left == 0),
-            bus.wvalid.eq((self.data.valid | self.drain) & sending),
+            bus.wvalid.eq((self.data.valid | dropping) & sending),
             self.data.ready.eq(bus.wready & sending),
             bus.bready.eq(1),
             answered.eq(bus.bvalid),

@@ -116,7 +116,7 @@ class ControlRegisters(wiring.Component):
         Ref: UG1399, "Block-level control protocols": start is cleared as the run is taken; done is
         held until the host writes continue; the next start waits for that.
         """
-        start, done, running = Signal(), Signal(), Signal()
+        start, done, running = Signal(name="begin"), Signal(name="done"), Signal()
         ready = Signal()
         enable, sources, events = Signal(32), Signal(32), Signal(2)
         written = Signal(32)

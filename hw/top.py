@@ -91,12 +91,13 @@ class Top(wiring.Component):
             ]
 
 
-def verilog(arch):
+def verilog(arch, primitive=False):
     """Return the accelerator's Verilog: the kernel and, once, a lane.
 
-    Ports are named as kernels' are: ``m_axi_lane_0_araddr``.
+    ``primitive`` is for AMD's tools: DSP slices are instances, not arithmetic. Ports are named as
+    kernels' are: ``m_axi_lane_0_araddr``.
     """
     top = generate(Top(arch), TOP_MODULE)
     port = re.compile(r"\b[ms]_axi_\w+")
-    return ram.VERILOG + gate.VERILOG + generate(Lane(arch), LANE_MODULE) + port.sub(
+    return ram.VERILOG + gate.VERILOG + generate(Lane(arch, primitive), LANE_MODULE) + port.sub(
         lambda name: name[0].replace("__", "_"), top)

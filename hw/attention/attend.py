@@ -13,6 +13,7 @@ from alula.hw.attention.walk import PageWalk, item_layout
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
 from alula.hw.lane.chain import CASCADE
+from alula.hw.lane.window import window
 from alula.hw.numerics import PAGE_TOKENS
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
@@ -120,7 +121,7 @@ class AttendUnit(wiring.Component):
         m.d.comb += [
             walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
             merge.rows.eq(self.rows), merge.ratio.eq(ratio), merge.head_dim.eq(insn.head_dim),
-            merge.piece.eq(piece), root.eq(Array(self.table)[item.root]),
+            merge.piece.eq(piece),
             position.eq(here.position), start.eq(item.page << _TOKENS),
             member.eq(here.root == item.root),
             beats.eq(Mux(in_values, value_beats(item.tokens, insn.head_dim, arch.beat_bytes),
@@ -130,6 +131,7 @@ class AttendUnit(wiring.Component):
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.d.comb += merge.top.eq(walk.top)
+        m.d.sync += root.eq(Array(self.table)[item.root])  # two clocks after "item"
         seen = position + 1 - start
         behind = position + 1 - insn.window - start
         m.d.comb += [
@@ -328,7 +330,7 @@ class _Scan:
         # Two clocks later: the beat or the word, turned so that the piece comes first.
         def turned(word, at, size):
             at = at[ceil_log2(BLOCK):size]
-            return word >> (at << ceil_log2(8 * BLOCK)) if len(at) else word
+            return window(m, word, at, 8 * arch.beat_bytes, 8 * BLOCK) if len(at) else word
 
         ring = turned(unit.ring_data, late(self.offset, 2), self.beat)[:8 * arch.beat_bytes]
         buffer = turned(unit.codes, late(codes, 2), self.slots)[:8 * arch.beat_bytes]

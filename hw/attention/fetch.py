@@ -77,10 +77,14 @@ class PageFetch(wiring.Component):
         address = Signal(ADDRESS_BITS)
         page_words = (SCALE_BYTES // WORD_BYTES) + load.head_dim * (2 * PAGE_TOKENS // WORD_BYTES)
         later, waiting = data.View(REQUEST, values.w_data), data.View(REQUEST, values.r_data)
-        keys = key_beats(item.tokens, load.head_dim, arch.beat_bytes)
+        keys, its_values = Signal(BEATS_BITS), Signal(BEATS_BITS)  # three clocks after its item
+        m.d.sync += [
+            keys.eq(key_beats(item.tokens, load.head_dim, arch.beat_bytes)),
+            its_values.eq(value_beats(item.tokens, load.head_dim, arch.beat_bytes)),
+        ]
         m.d.comb += [
             later.address.eq(address + SCALE_BYTES + load.head_dim * PAGE_TOKENS),
-            later.beats.eq(value_beats(item.tokens, load.head_dim, arch.beat_bytes)),
+            later.beats.eq(its_values),
         ]
         with m.FSM():
             with m.State("idle"):
@@ -136,22 +140,22 @@ class PageFetch(wiring.Component):
         """Cut requests into pieces; return the stream of whole ones."""
         whole = stream.Signature(PAGES).create(path=("whole",))
         held = Signal(PAGES)
-        cut = Signal()  # `held` is what is left of a request
-        now = Signal(PAGES)
+        busy, more = Signal(), Signal()  # `held` is what is left of a request, and not the last
         size = Signal(BEATS_BITS)
         m.d.comb += [
-            now.eq(Mux(cut, held, whole.payload)),
-            size.eq(Mux(now.beats > self.piece, self.piece, now.beats)),
-            self.requests.valid.eq(cut | whole.valid),
-            self.requests.payload.address.eq(now.address),
+            more.eq(held.beats > self.piece),
+            size.eq(Mux(more, self.piece, held.beats)),
+            self.requests.valid.eq(busy),
+            self.requests.payload.address.eq(held.address),
             self.requests.payload.beats.eq(size),
-            self.requests.payload.last.eq(now.last),
-            whole.ready.eq(~cut & self.requests.ready),
+            self.requests.payload.last.eq(held.last),
+            whole.ready.eq(~busy | (self.requests.ready & ~more)),
         ]
-        with m.If(self.requests.valid & self.requests.ready):
+        with m.If(busy & self.requests.ready):
             m.d.sync += [
-                cut.eq(now.beats > self.piece),
-                held.beats.eq(now.beats - size),
-                held.address.eq(now.address + (size << ceil_log2(self.arch.beat_bytes))),
+                held.beats.eq(held.beats - size),
+                held.address.eq(held.address + (size << ceil_log2(self.arch.beat_bytes))),
             ]
+        with m.If(whole.ready):
+            m.d.sync += [busy.eq(whole.valid), held.eq(whole.payload)]
         return whole

@@ -12,6 +12,7 @@ from alula.hw.attention.walk import HEAD_BITS, UNIT_BITS, first_unit
 from alula.hw.axi import ADDRESS_BITS, REQUEST
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK, WORD_BYTES
+from alula.hw.lane.window import window
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
 from alula.hw.step import SLOT_BITS, row_bits, row_layout
 
@@ -107,10 +108,14 @@ class KeyValueStore(wiring.Component):
         ]
         at = address[:beat_bits]
         strobe = Mux(sends_scale, 0xF, Cat((1 << piece) > byte for byte in range(arch.beat_bytes)))
-        content = Mux(sends_scale, scale, taken)
+        # A piece lies at a multiple of its size: repeated, it is where the strobe wants it.
+        pieces = [taken[:8 << log2].replicate(arch.beat_bytes >> log2)
+                  for log2 in range(ceil_log2(BLOCK), beat_bits + 1)]
+        content = Mux(sends_scale, scale.replicate(arch.beat_bytes // 4),
+                      Array(pieces)[(piece - ceil_log2(BLOCK))[:max(1, ceil_log2(len(pieces)))]])
         m.d.comb += [
             self.beats.payload.strobe.eq(strobe << at),
-            self.beats.payload.data.eq(content << Cat(Const(0, 3), at)),
+            self.beats.payload.data.eq(content),
         ]
         with m.FSM():
             with m.State("idle"):
@@ -150,7 +155,7 @@ class KeyValueStore(wiring.Component):
                 m.d.sync += [wait.eq(wait - 1), address.eq(page + offset)]
                 with m.If(wait == 1):
                     turn = codes[ceil_log2(BLOCK):slots]
-                    turned = self.codes >> Cat(Const(0, ceil_log2(8 * BLOCK)), turn)
+                    turned = window(m, self.codes, turn, len(taken), 8 * BLOCK)
                     m.d.sync += [taken.eq(turned), scale.eq(self.scale),
                                  sent_address.eq(0), sent_data.eq(0)]
                     m.next = "send"

@@ -144,6 +144,10 @@ class LaneMerge(wiring.Component):
         held = Signal(32 * AT_ONCE)
         m.d.sync += held.eq(read.data)
         p = Pipe(m)
+        # In a register, and steady from the first turn's clock to the end of the query.
+        steady = [Signal.like(part, name="steady") for part in (new_peak, *powers)]
+        m.d.sync += [now.eq(part) for now, part in zip(steady, (new_peak, *powers), strict=True)]
+        new_peak, *powers = (p.input(part, stage=1) for part in steady)
         counts = p.input(issue & (second | ~is_node) & ~is_emit, reset=True)
         place = p.input(region * words + base + at)
         is_total = p.input(total_turn)
@@ -163,15 +167,15 @@ class LaneMerge(wiring.Component):
             other = p.mux(node_now, p.input(held.word_select(lane, 32), stage=1), page)
             if lane == 0:
                 old, other = p.mux(is_total, old_total, old), p.mux(is_total, other_total, other)
-            results.append(p.add(rescale(p, p.mux(fresh, p.const(0), old), p.input(powers[0])),
-                                 rescale(p, other, p.input(powers[1]))))
+            results.append(p.add(rescale(p, p.mux(fresh, p.const(0), old), powers[0]),
+                                 rescale(p, other, powers[1])))
         end = p.stage(*results)
         results = [p.at(result, end) for result in results]
         out, out_total = p.at(counts, end), p.at(is_total, end)
         m.d.comb += [
             write.addr.eq(p.at(place, end)), write.data.eq(Cat(results)),
             write.en.eq(out & ~out_total),
-            renewed.addr.eq(mine.addr), renewed.data.peak.eq(new_peak),
+            renewed.addr.eq(mine.addr), renewed.data.peak.eq(new_peak.signal),
             renewed.data.total.eq(results[0]),
             renewed.en.eq(out & out_total),
         ]
@@ -217,14 +221,19 @@ class LaneMerge(wiring.Component):
                 below = waiting[(depth - 1)[:len(region)]]
                 joins = (depth != 0) & (below.level == level) & (below.node == sibling)
                 comes = (sibling > node) & (first >= job.low) & (final <= job.high)
+                absent, joined, coming = Signal(), Signal(), Signal()
+                m.d.sync += [absent.eq(~leaves.any()), joined.eq(joins), coming.eq(comes)]
+                m.next = "decide"
                 with m.If(level == LEVELS):
                     m.next = "emit"
-                with m.Elif(~leaves.any()):
+            with m.State("decide"):
+                m.next = "resolve"
+                with m.If(absent):
                     m.d.sync += [level.eq(level + 1), node.eq(node >> 1)]
-                with m.Elif(joins):
+                with m.Elif(joined):
                     m.next = "node"
                     m.d.sync += second.eq(0)
-                with m.Elif(comes):
+                with m.Elif(coming):
                     m.d.sync += [waiting[depth].level.eq(level), waiting[depth].node.eq(node),
                                  depth.eq(depth + 1)]
                     m.d.comb += self.jobs.ready.eq(1)

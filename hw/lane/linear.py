@@ -130,9 +130,6 @@ class LinearUnit(wiring.Component):
         touched, mask = Signal(TILE_ROWS), Signal(TILE_ROWS)
         advance, stall = Signal(), Signal()
         rows = [bundle.rows.word_select(row, 4) for row in range(shape.rows)]
-        marks = 0
-        for row, number in enumerate(rows):
-            marks = marks | Mux(row < bundle.count, 1 << number, 0)
         busy = []  # (pair, rows) of the accumulators that additions under way will change
         before_pair, before_mask = pair, Signal(TILE_ROWS)
         m.d.comb += before_mask.eq(Mux(self.issue & bundle.last_chunk, mask, 0))
@@ -143,7 +140,7 @@ class LinearUnit(wiring.Component):
             before_pair, before_mask = later_pair, later_mask
         last_pair = (pair << 1) + 2 >= self.tokens
         m.d.comb += [
-            mask.eq(marks), stall.eq(Cat(busy).any() & bundle.last_chunk),
+            mask.eq(bundle.mask), stall.eq(Cat(busy).any() & bundle.last_chunk),
             self.issue.eq(self.bundles.valid & ~stall & (self.undrained != STRIP_BANKS)),
             advance.eq(self.issue & (last_pair | (bundle.count == 0))),
             self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip),

@@ -56,13 +56,14 @@ class LaneShape:
         of each slot inside its 16-wide window. ``shared`` tells how half-windows go to windows of
         the chunk's ``slots`` inputs: half-window ``j`` reads window ``j // 2`` if it is 1 (dense
         and 12 of 16), else ``j % (half_windows / 2)``; a group shorter than ``slots`` repeats.
-        ``count`` rows are there; ``rows`` and ``scales`` are theirs. ``rows_log2`` is log2 of the
-        regions.
+        ``count`` rows are there; ``rows`` and ``scales`` are theirs, and ``mask`` has a bit for
+        each of them. ``rows_log2`` is log2 of the regions.
         """
         return data.StructLayout({
             "weights": 9 * self.slots, "selects": 4 * self.slots, "shared": 1,
-            "rows_log2": 2, "count": 3, "rows": 4 * self.rows, "scales": 16 * self.rows,
-            "chunk": CHUNK_BITS, "last_chunk": 1, "last_of_tile": 1, "end_of_strip": 1})
+            "rows_log2": 2, "count": 3, "rows": 4 * self.rows, "mask": 16,
+            "scales": 16 * self.rows, "chunk": CHUNK_BITS, "last_chunk": 1,
+            "last_of_tile": 1, "end_of_strip": 1})
 
 
 def format_keys():

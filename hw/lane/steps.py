@@ -309,41 +309,43 @@ class Steps(wiring.Component):
             with m.If(codes & last_step & last_tile):
                 m.d.sync += at.eq((self.moved + beat_mask) & ~beat_mask)
 
-        # The tile's next step, or the next tile's first.
-        rows_then, chunk_then, positions_then = Signal(5), Signal(CHUNK_BITS), Signal()
-        source = Signal.like(constants)
-        finished, row_begins = Signal(), Signal()
+        # The tile's next step, or the next tile's first: both are planned, and one is taken as
+        # it turns out, since whether a step is issued is known late in a clock.
+        finished = Signal()
         m.d.comb += [
             finished.eq(self.issue & codes & last_step),
             self.take.eq(self.next.valid & (~tile.valid | finished)),
         ]
-        m.d.comb += [rows_then.eq(rows), chunk_then.eq(chunk), positions_then.eq(positions),
-                     source.eq(constants)]
+        ahead = self.next
+        # The positions of all takes but the first come before the codes.
+        more, more_ahead, rows_left = Signal(), Signal(), Signal(5)
+        m.d.comb += [
+            rows_left.eq(rows - together),
+            more.eq((constants.last_entry != 0) & (rows_left != 0)),
+            more_ahead.eq((ahead.constants.last_entry != 0) & (ahead.count != 0))]
+        rows_then, chunk_then, positions_then = Signal(5), Signal(CHUNK_BITS), Signal()
+        coded_then = Signal.like(coded)
+        m.d.comb += [
+            rows_then.eq(Mux(row_done, rows_left, rows)),
+            chunk_then.eq(Mux(row_done, more, Mux(last_chunk, 0, chunk + 1))),
+            positions_then.eq(Mux(row_done, more, positions & ~last_chunk)),
+            coded_then.eq(Mux(row_done, Mux(more, constants.entry_bits, 0), Mux(
+                last_chunk, 0, coded + Mux(positions, constants.entry_bits, 0))))]
+        to_come = (need, advance, rows, chunk, positions, coded)
         with m.If(self.take):
-            ahead = self.next
-            m.d.comb += [
-                source.eq(ahead.constants), rows_then.eq(ahead.count), row_begins.eq(1)]
             m.d.sync += [tile.valid.eq(1), done.eq(0), tiles_here.eq(tiles_here + 1)]
+            m.d.sync += [now.eq(then) for now, then in zip(to_come, (
+                *self._plan(ahead.constants, ahead.count, more_ahead, more_ahead), ahead.count,
+                more_ahead, more_ahead, Mux(more_ahead, ahead.constants.entry_bits, 0)),
+                strict=True)]
         with m.Elif(finished):
             m.d.sync += tile.valid.eq(0)
         with m.Elif(self.issue & codes):
-            m.d.comb += chunk_then.eq(chunk + 1)
-            with m.If(positions):
-                m.d.sync += coded.eq(coded + constants.entry_bits)
-            with m.If(last_chunk):
-                m.d.comb += [chunk_then.eq(0), positions_then.eq(0)]
-                m.d.sync += coded.eq(0)
+            m.d.sync += [now.eq(then) for now, then in zip(to_come, (
+                *self._plan(constants, rows_then, chunk_then, positions_then), rows_then,
+                chunk_then, positions_then, coded_then), strict=True)]
             with m.If(row_done):
-                m.d.comb += [rows_then.eq(rows - together), row_begins.eq(1)]
                 m.d.sync += done.eq(done + together)
-        with m.If(row_begins):
-            # The positions of all takes but the first come before the codes.
-            more = (source.last_entry != 0) & (rows_then != 0)
-            m.d.comb += [positions_then.eq(more), chunk_then.eq(more)]
-            m.d.sync += coded.eq(Mux(more, source.entry_bits, 0))
-        planned = self._plan(source, rows_then, chunk_then, positions_then)
-        m.d.sync += [rows.eq(rows_then), chunk.eq(chunk_then), positions.eq(positions_then),
-                     need.eq(planned[0]), advance.eq(planned[1])]
         with m.If(self.issue & codes & row_done):
             m.d.sync += scale.eq(scale + count)
             with m.If(tile.header[-1]):

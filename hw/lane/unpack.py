@@ -11,10 +11,13 @@ from alula.hw.lane.positions import PositionDecoder
 from alula.hw.lane.rowstore import RowStore
 from alula.hw.lane.shape import CHUNK_BITS, LaneShape
 from alula.hw.lane.steps import START, Kind, Steps, step_layout
+from alula.hw.lane.window import window
 from alula.hw.ram import Ram
 
 GRANULE_BYTES = 16  # of the first of the two shifts
 EXPANDED = 3  # stage at which codes and position codes are whole
+DECODED = EXPANDED + 1  # stage at which the decoders take position codes
+LATENCY = DECODED + positions.LATENCY  # stages to a bundle
 
 
 def _cut(value, width, count):
@@ -61,11 +64,11 @@ class Unpacker(wiring.Component):
                 m.d.sync += part.eq(self.beats.payload)
 
         self.stages = [steps.step]
-        for stage in range(1, EXPANDED + positions.LATENCY):
+        for stage in range(1, LATENCY):
             self.stages.append(Signal(step_layout(shape), name=f"step_{stage}", reset_less=True))
             with m.If(go):
                 m.d.sync += self.stages[stage].eq(self.stages[stage - 1])
-        valid = Signal(EXPANDED + positions.LATENCY)
+        valid = Signal(LATENCY)
         with m.If(go):
             m.d.sync += valid.eq(Cat(
                 steps.step.valid & (steps.step.kind == Kind.CODES), valid))
@@ -89,17 +92,11 @@ class Unpacker(wiring.Component):
     def _shifted(self, at, bits):
         """Return bits of the buffer from a bit address of stage 0, at stage 2."""
         m, granule = self.m, 8 * GRANULE_BYTES
-        size = len(self.buffer)
-        around = bits + granule - 1
-        around += -around % 8
-        ring = Signal(size + around)
-        coarse = Signal(around)
         granule_log2 = granule.bit_length() - 1
-        m.d.comb += [
-            ring.eq(Cat(self.buffer, self.buffer[:around])),
-            coarse.eq(ring.bit_select(at[granule_log2:] << granule_log2, around))]
-        near, fine = self._register(coarse), self._register(at[:granule_log2])
-        return self._register((near >> fine)[:bits])
+        around = -(-(bits + granule - 1) // granule) * granule
+        near = window(m, self.buffer, at[granule_log2:], around, granule, ring=True)
+        near, fine = self._register(near), self._register(at[:granule_log2])
+        return self._register(window(m, near, fine, bits))
 
     def _items(self, raw):
         """Write scales and zero points of stage 2, and return those of a step's rows, stage 3."""
@@ -133,7 +130,7 @@ class Unpacker(wiring.Component):
         step = self.stages[EXPANDED]
         m.submodules.chunks = held = Ram(shape=width * count, depth=1 << CHUNK_BITS)
         write, read = held.write_port(), held.read_port(domain="comb")
-        here = Signal(width * count)
+        chosen = Signal(width * count)
         # Unless 12 of 16 are kept, what is taken together is for two chunks.
         take, paired = Signal(CHUNK_BITS), step.kept != 3
         m.d.comb += [
@@ -141,8 +138,9 @@ class Unpacker(wiring.Component):
             write.addr.eq(take), read.addr.eq(take), write.data.eq(codes),
             write.en.eq(self.go & step.valid & step.chunked
                         & ((step.kind == Kind.POSITIONS) | (step.chunk == 0))),
-            here.eq(Mux(step.chunk == 0, codes, Mux(
+            chosen.eq(Mux(step.chunk == 0, codes, Mux(
                 paired & step.chunk[0], read.data[width * count // 2:], read.data)))]
+        here, step = self._register(chosen), self.stages[DECODED]
         selects, decoders = [], []
         kept = self._register(self.stages[-1].kept)
         for j in range(count):
@@ -162,7 +160,7 @@ class Unpacker(wiring.Component):
         step = self.stages[2]
         expanded = [self._placed(self._expanded(part, step.width), step.kept) for part in raw]
         codes = self._register(Cat(expanded))  # stage 3
-        last = EXPANDED + positions.LATENCY - 1
+        last = LATENCY - 1
         codes = delayed(m, codes, last - EXPANDED, self.go)
         step = self.stages[EXPANDED]
         default = Array(Const(1 << (bits - 1), 8) for bits in numerics.WEIGHT_BITS)[step.width]
@@ -214,7 +212,7 @@ class Unpacker(wiring.Component):
                      for name in ("rows_log2", "count", "chunk", "last_chunk", "last_of_tile",
                                   "end_of_strip")]
         m.d.comb += [bundle.shared.eq(self._register((last.kept == 0) | (last.kept == 3))),
-                     bundle.scales.eq(delayed(m, items[0], positions.LATENCY, go))]
+                     bundle.scales.eq(delayed(m, items[0], LATENCY - EXPANDED, go))]
         # The r-th row of a step is the present row with done + r present rows before it.
         step = self.stages[0]
         ranks = [Signal(4, name=f"rank_{row}") for row in range(16)]
@@ -228,5 +226,8 @@ class Unpacker(wiring.Component):
             hits = [step.present[row] & (ranks[row] == wanted) for row in range(16)]
             rows += [Cat(hits[row] for row in range(16) if row >> bit & 1).any()
                      for bit in range(4)]
-        rows = delayed(m, self._register(Cat(rows)), EXPANDED + positions.LATENCY - 2, go)
-        m.d.comb += bundle.rows.eq(rows)
+        rows = delayed(m, self._register(Cat(rows)), LATENCY - 3, go)
+        marks = 0
+        for r, number in enumerate(_cut(rows, 4, shape.rows)):
+            marks = marks | Mux(r < last.count, 1 << number, 0)
+        m.d.comb += [bundle.rows.eq(self._register(rows)), bundle.mask.eq(self._register(marks))]
