@@ -120,10 +120,12 @@ class Core(wiring.Component):
         step = stepping | self.step.read.valid | self.step.advance.valid
         m.d.sync += stepping.eq(step & ~(self.step.done | self.step.error))
         for name, unit, awake in (
-                ("step", self.step, step), ("load", self.load, active[Queue.LD]),
+                ("step", self.step, step),
+                ("load", self.load, active[Queue.LD] | self.load.writes.valid),
                 ("store", self.store, active[Queue.ST]),
                 ("vector", self.vector, active[Queue.MISC] | active[Queue.ST] | step),
-                ("merger", self.merger, active[Queue.MV] | self.merger.packets.valid)):
+                ("merger", self.merger, active[Queue.MV] | self.merger.packets.valid
+                 | self.merger.writes.valid)):
             gated(m, name, awake)
             m.submodules[name] = DomainRenamer(name)(unit)
 

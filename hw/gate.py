@@ -25,8 +25,9 @@ endmodule
 def gated(m, name, awake, linger=4):
     """Add a clock domain to a module: ``sync`` while ``awake``, some clocks longer, and in reset.
 
-    ``awake`` must be high in the clock in which something first reaches what is in the domain.
-    What is there must have ended ``linger`` clocks after it: outputs keep their last values.
+    ``awake`` must be high in the clock in which something first reaches what is in the domain, and
+    while a stream out of it offers anything. What is there must have ended ``linger`` clocks after
+    it: outputs keep their last values.
     """
     m.domains += ClockDomain(name, local=True)
     left = Signal(range(linger + 1), name=f"{name}_left")

@@ -159,7 +159,7 @@ class Lane(wiring.Component):
     def _fetch(self, m, prefetch, table):
         fetch = PageFetch(self.arch, prefetch.piece)
         m.submodules.loads = waiting = fifo.SyncFIFO(width=COMMAND_BITS, depth=PAGE_LOADS)
-        gated(m, "fetch", waiting.r_rdy)
+        gated(m, "fetch", waiting.r_rdy | fetch.requests.valid)
         m.submodules.fetch = DomainRenamer("fetch")(fetch)
         self._slots(m, "fetch_slots", fetch)
         wiring.connect(m, fetch.requests, prefetch.page_requests)

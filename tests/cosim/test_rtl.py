@@ -15,7 +15,13 @@ from alula.host.device import GoldenDevice
 from alula.host.rtl import RtlDevice
 from alula.host.session import Session
 from alula.hw.arch import SIM
-from alula.sim.rtl.simulation import RunError
+from alula.sim.rtl.simulation import RunError, Simulation
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A run that hangs fails."""
+    monkeypatch.setattr(Simulation, "patience", 3_000_000)
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])
