@@ -3,11 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-<<<<<<< HEAD
-.PHONY: demo test cosim coverage lint types wheel docs clean
-=======
-.PHONY: demo test cosim area lint types wheel docs clean
->>>>>>> wt-a
+.PHONY: demo test cosim coverage area lint types wheel docs clean
 
 demo: $(VENV)/.installed          ## compile the bundled model and generate text with it
 	$(BIN)/alula demo $(DEMO)
@@ -15,19 +11,17 @@ demo: $(VENV)/.installed          ## compile the bundled model and generate text
 test: $(VENV)/.installed-dev      ## every test that needs no board and no GPU
 	$(BIN)/python -m pytest $(TEST)
 
-cosim: $(VENV)/.installed-dev     ## the hardware's units in cocotb, on Verilator
-	$(BIN)/python -m pytest $(or $(COSIM),tests/cosim)
+cosim: $(VENV)/.installed-dev     ## the hardware: units in cocotb, programs, errors; MARK=slow: the rest
+	$(BIN)/python -m pytest -m "$(or $(MARK),not slow)" $(or $(COSIM),tests/cosim)
 
-<<<<<<< HEAD
 COVERAGE := $(VENV)/coverage.json
 coverage: $(VENV)/.installed-dev  ## random programs and errors on the hardware, and what they covered
 	ALULA_COVERAGE=$(COVERAGE) $(BIN)/python -m pytest tests/cosim/test_programs.py \
 		tests/cosim/test_errors.py $(TEST)
 	PYTHONPATH=tests $(BIN)/python -m programs.report $(COVERAGE)
-=======
+
 area: $(VENV)/.installed-dev      ## what builds take of their devices, by Yosys: an hour or so
 	$(BIN)/python -m alula.boards.area $(or $(AREA),u55c kv260)
->>>>>>> wt-a
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -324,7 +324,8 @@ def _rows(matrix: QuantMatrix, start: int, count: int) -> QuantMatrix:
     def read(first: int, stop: int) -> Codes:
         held = matrix.read(*(min(start + at, matrix.rows) for at in (first, stop)))
         missing = ((0, stop - first - len(held.codes)), (0, 0))
-        return Codes(*(np.pad(part, missing) for part in held))
+        return Codes(np.pad(held.codes, missing), np.pad(held.scales, missing),
+                     np.pad(held.zero_points, missing))
 
     return replace(matrix, name=f"{matrix.name}[{start}:{start + count}]", rows=count, read=read)
 

@@ -347,7 +347,7 @@ def _control(component):
     return bench
 
 
-ARCH = replace(build("sim"), lanes=1)
+ARCH = replace(build("sim"), lanes=1, beat_bytes=16, lane_dsps=32)
 
 
 def test_control_port():

@@ -399,7 +399,8 @@ def test_share_changes_its_mind_wrong():
     _share(_ChangesItsMind(2, 8)).refute(6)
 
 
-SMALL = replace(build("sim"), prefetch_beats=32, lanes=1)
+SMALL = replace(build("sim"), beat_bytes=16, lane_dsps=32, vector_width=4, prefetch_beats=32,
+                lanes=1)
 
 
 def _beat_queue(component):

@@ -17,7 +17,8 @@ from alula.hw.step import StepTable
 from alula.hw.store import StoreUnit
 from alula.hw.supervisor import Supervisor
 
-ARCH = replace(build("sim"), lanes=2, rows=2, prefetch_beats=32, vector_elements=64,
+ARCH = replace(build("sim"), lanes=2, rows=2, beat_bytes=16, lane_dsps=32, vector_width=4,
+               prefetch_beats=32, vector_elements=64,
                page_entries=16, program_instructions=16)
 STEP = ("base", "rows", "table", "slot_words", "lane")
 # What a unit is, inputs that are steady while it works, and clocks from reset.
