@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,20 +129,21 @@ def synthesize(text: str, top: str, boxes: tuple[str, ...] = ()) -> dict[str, An
             finally:
                 os.chdir(here)
             kept.write_bytes(Path(folder, "design.json").read_bytes())
-    modules = json.loads(kept.read_text())["modules"]
-    return modules[top.lstrip("\\")]
+    netlist: dict[str, Any] = json.loads(kept.read_text())["modules"][top]
+    return netlist
 
 
 def measure(netlist: dict[str, Any], depth: int = 2, most: int = 20) -> Figures:
     """Return what a netlist takes, submodules of up to ``depth`` names apart."""
-    used, by_module = Counter(), {}
+    used: dict[str, float] = defaultdict(float)
+    by_module: dict[str, dict[str, float]] = {}
     for name, cell in netlist["cells"].items():
         kind = cell["type"]
         if kind not in _COSTS:
             continue
         what, count = _COSTS[kind]
         used[what] += count
-        by_module.setdefault(_module(name, depth), Counter())[what] += count
+        by_module.setdefault(_module(name, depth), defaultdict(float))[what] += count
     figures = Figures(used={what: used[what] for what in RESOURCES},
                       by_module={name: dict(count) for name, count in sorted(by_module.items())})
     _measure_depth(netlist, figures, most)
@@ -275,32 +276,27 @@ def _through_dsp(parameters: dict[str, str], inputs: list[str]) -> list[str]:
 
 @dataclass(kw_only=True)
 class Report:
-    """A build on its device: the lane once, what is around the lanes, and both together."""
+    """A build on its device: a lane, what is around the lanes, and all together."""
 
     build: str
     part: Part
     lanes: int
     lane: Figures
-    rest: Figures | None  # None: the whole is one netlist, in ``lane``
+    rest: Figures
 
     @property
     def used(self) -> dict[str, float]:
         """All lanes and the rest."""
-        if self.rest is None:
-            return self.lane.used
         return {what: self.lanes * self.lane.used[what] + self.rest.used[what]
                 for what in RESOURCES}
 
 
 def report(arch: ArchConfig) -> Report:
-    """Map a build; with several lanes, a lane and the rest apart, which hides paths between."""
+    """Map a lane and what is around the lanes, apart, which hides paths between them."""
     if arch.name not in PARTS:
         raise ValueError(f"build must be one of {', '.join(PARTS)}, not {arch.name!r}")
     text = verilog(arch, primitive=True)
     part = PARTS[arch.name]
-    if arch.lanes == 1:
-        whole = measure(synthesize(text, TOP_MODULE))
-        return Report(build=arch.name, part=part, lanes=1, lane=whole, rest=None)
     lane = measure(synthesize(text, LANE_MODULE))
     rest = measure(synthesize(text, TOP_MODULE, (LANE_MODULE,)))
     return Report(build=arch.name, part=part, lanes=arch.lanes, lane=lane, rest=rest)
@@ -314,16 +310,15 @@ def _show(console: Console, one: Report) -> None:
     def row(name: str, figures: Figures) -> None:
         table.add_row(name, *(f"{figures.used[what]:,g}" for what in RESOURCES),
                       str(figures.levels), str(figures.deep))
-    row("whole" if one.rest is None else "lane", one.lane)
-    if one.rest is not None:
-        row("rest", one.rest)
-        table.add_row("whole", *(f"{one.used[what]:,g}" for what in RESOURCES))
+    row("lane", one.lane)
+    row("rest", one.rest)
+    table.add_row("whole", *(f"{one.used[what]:,g}" for what in RESOURCES))
     table.add_row("device", *(f"{getattr(one.part, what):,}" for what in RESOURCES))
     table.add_row("share", *(f"{one.used[what] / getattr(one.part, what):.1%}"
                              for what in RESOURCES))
     console.print(table)
     for name, figures in (("lane", one.lane), ("rest", one.rest)):
-        for path in figures.paths if figures else ():
+        for path in figures.paths:
             console.print(f"{name} {path.levels:3d} {path.begin} -> {path.end}", soft_wrap=True)
 
 
