@@ -17,7 +17,7 @@ from programs.tags import executed
 from alula.hw import csr, isa, layout
 from alula.hw.csr import Error, Register
 from alula.hw.isa import WORD_BYTES
-from alula.sim.rtl.simulation import APART, BASE, RunError
+from alula.sim.rtl.simulation import APART, BASE, MemoryModel, RunError
 
 SEEDS = range(12)
 BUILDS = ["sim", *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHS if name != "sim")]
@@ -113,6 +113,33 @@ def test_watchdog_sweep(rows, name):
         covered(victim, victim.step, error="WATCHDOG", culprit=at)
 
 
+ONLY = {isa.StoreKeyValue: "attention", isa.StoreTop: "store_top", isa.RmsNorm: "rms_norm",
+        isa.Rotate: "rotate", isa.End: "combine"}
+
+
+@pytest.mark.parametrize("wanted", ONLY, ids=lambda cls: cls.__name__)
+def test_watchdog_at(wanted):
+    """Stopped while the sequencer is at an instruction, found by halving."""
+    for seed in range(100, 200):
+        victim = Victim(seed, "sim", wanted, only=(ONLY[wanted],), rows=2)
+        if not any(isinstance(insn, isa.Loop) for insn in victim.code):
+            break
+    victim.rtl.simulation.set_memory(MemoryModel())
+    victim.memory = MemoryModel()
+    victim.run(victim.step)
+    low, high, at = 1, victim.rtl.counters.cycles, victim.found[0]
+    while low <= high:
+        middle = (low + high) // 2
+        index = victim.fail(watchdog=middle).index
+        if index == at:
+            break
+        low, high = (middle + 1, high) if index < at else (low, middle - 1)
+    else:
+        raise AssertionError(f"a stop must come at instruction {at}")
+    victim.runs_on()
+    covered(victim, victim.step, error="WATCHDOG", culprit=at)
+
+
 @pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.parametrize("wanted", isa.INSTRUCTIONS.values(), ids=lambda cls: cls.__name__)
 def test_opcode(wanted, name):
@@ -157,8 +184,9 @@ def test_opcode_field(wanted, change):
 @pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.parametrize("count", ["none", "too many"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 16])
-def test_program(rows, count, name):
-    victim = Victim(3 + rows, name, rows=rows)
+@pytest.mark.parametrize("seed", [3, 30, 300])
+def test_program(seed, rows, count, name):
+    victim = Victim(seed + rows, name, rows=rows)
     simulation = victim.rtl.simulation
     size = 0 if count == "none" else victim.program.arch.program_instructions + 1
     simulation.write_register(Register.INSTRUCTIONS, size)
@@ -206,7 +234,7 @@ def test_step(rule, rows, name):
 @pytest.mark.parametrize("seed", range(4))
 def test_control_bus(seed, wanted, error, name):
     """An error on the control memory's port, at an instruction's first word."""
-    victim = Victim(seed, name, wanted)
+    victim = Victim(seed, name, wanted, rows=[1, 3, 8, 16][seed])
     rows = victim.step.rows
     for at in victim.found:
         insn, where = victim.code[at], victim.address(at)
@@ -235,7 +263,7 @@ def test_control_bus(seed, wanted, error, name):
 
 
 @pytest.mark.parametrize("name", BUILDS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(12))
 def test_program_bus(seed, name):
     """An error while the program is read."""
     victim = Victim(seed, name)
@@ -279,6 +307,11 @@ def test_cache(seed, rows, name):
     for wanted, kind in ((isa.StoreKeyValue, "LANE write"), (isa.LoadPages, "LANE read")):
         victim = Victim(seed + 20 * rows, name, wanted, rows=rows)
         at, where = victim.found[0], victim.program.memory.cache
+        if kind == "LANE write":  # nothing is cached, so that nothing is read before
+            table = victim.step.rows
+            for row in range(len(table)):
+                parent = table["parent"][row]
+                table["position"][row] = table["position"][parent] + 1 if parent >= 0 else 0
         for lane in range(victim.program.arch.lanes):
             victim.deny(1 + lane, BASE + (1 + lane) * APART + where.start, where.size)
         table = victim.step.rows
