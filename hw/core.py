@@ -125,7 +125,7 @@ class Core(wiring.Component):
                 ("store", self.store, active[Queue.ST]),
                 ("vector", self.vector, active[Queue.MISC] | active[Queue.ST] | step),
                 ("merger", self.merger, active[Queue.MV] | self.merger.packets.valid
-                 | self.merger.writes.valid)):
+                 | self.merger.writes.valid | self.merger.clearing)):
             gated(m, name, awake)
             m.submodules[name] = DomainRenamer(name)(unit)
 

@@ -7,6 +7,7 @@ gets the plain clock. Either way a unit sees the same, as long as it changes not
 
 from amaranth.hdl import ClockDomain, ClockSignal, Instance, ResetSignal, Signal
 
+FLUSH = 1023  # clocks after a reset, in which what was under way leaves pipelines without reset
 MODULE = "alula_gate"
 # What opens the gate may change only after the rising edge, so it is taken at the falling one.
 VERILOG = f"""
@@ -23,16 +24,16 @@ endmodule
 
 
 def gated(m, name, awake, linger=4):
-    """Add a clock domain to a module: ``sync`` while ``awake``, some clocks longer, and in reset.
+    """Add a clock domain to a module: ``sync`` while ``awake``, some clocks longer, after a reset.
 
     ``awake`` must be high in the clock in which something first reaches what is in the domain, and
     while a stream out of it offers anything. What is there must have ended ``linger`` clocks after
     it: outputs keep their last values.
     """
     m.domains += ClockDomain(name, local=True)
-    left = Signal(range(linger + 1), name=f"{name}_left")
+    left = Signal(range(FLUSH + 1), init=FLUSH, name=f"{name}_left")
     m.d.sync += left.eq(left - (left != 0))
-    with m.If(awake):
+    with m.If(awake & (left < linger)):
         m.d.sync += left.eq(linger)
     m.submodules[f"{name}_gate"] = Instance(
         MODULE, i_clk=ClockSignal(), i_open=awake | (left != 0) | ResetSignal(),

@@ -32,6 +32,8 @@ class Merger(wiring.Component):
     packets : ``In(stream of packet_layout)``
     writes : ``Out(stream of write_layout)``
         To the vector buffer.
+    clearing : ``Out(1)``
+        After reset: no command is taken.
     """
 
     def __init__(self, arch):
@@ -42,6 +44,7 @@ class Merger(wiring.Component):
             "top": In(PAGE_BITS),
             "packets": In(stream.Signature(packet_layout(arch))),
             "writes": Out(stream.Signature(write_layout(arch))),
+            "clearing": Out(1),
         })
 
     def elaborate(self, platform):
@@ -148,6 +151,7 @@ class Merger(wiring.Component):
         wait = Signal(range(max(inverse.stage, end, done_at) + 3))
         with m.FSM():
             with m.State("clear"):
+                m.d.comb += self.clearing.eq(1)
                 m.d.comb += [mark.addr.eq(clear), mark.data.waits.eq(0), mark.en.eq(1)]
                 m.d.sync += clear.eq(clear + 1)
                 with m.If(clear == entries - 1):

@@ -16,6 +16,9 @@ RECORD = record_layout(STATUS)
 _WORDS = STATUS.itemsize // WORD_BYTES
 
 
+CLEAR_CLOCKS = 4  # of reset: a clock behind two gates takes two to wake
+
+
 class Supervisor(wiring.Component):
     """Run the core once for each start.
 
@@ -83,11 +86,14 @@ class Supervisor(wiring.Component):
                     m.next = "ask"
             with m.State("drain"):
                 m.d.comb += [self.state.eq(State.DRAINING), self.drain.eq(1)]
+                m.d.sync += at.eq(0)
                 with m.If(self.idle):
                     m.next = "clear"
             with m.State("clear"):
                 m.d.comb += [self.state.eq(State.DRAINING), self.clear.eq(1), self.drain.eq(1)]
-                m.next = "ask"
+                m.d.sync += at.eq(at + 1)
+                with m.If(at == CLEAR_CLOCKS - 1):
+                    m.next = "ask"
             with m.State("ask"):
                 m.d.comb += [self.state.eq(State.RUNNING), self.requests.valid.eq(1)]
                 m.d.sync += at.eq(0)

@@ -37,7 +37,7 @@ from amaranth.lib.wiring import Out
 
 from alula.hw import ram
 
-TIMEOUT = 120  # seconds of a solver, beyond which a proof is too slow to be of use
+TIMEOUT = 600  # seconds of a solver, beyond which a proof is too slow to be of use
 
 _SCRIPT = """
 read_rtlil top.il
