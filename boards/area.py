@@ -42,7 +42,7 @@ class Part:
     dsp: int
 
 
-# Ref: AMD DS962 (Alveo U55C) and DS987 (Kria K26), programmable logic resources.
+# Ref: AMD's data sheets of the Alveo U55C and of the Kria K26 module.
 PARTS = {
     "u55c": Part(name="XCU55C", lut=1_303_680, ff=2_607_360, bram=2_016, uram=960, dsp=9_024),
     "kv260": Part(name="XCK26", lut=117_120, ff=234_240, bram=144, uram=64, dsp=1_248),
