@@ -24,7 +24,7 @@ from alula.hw.control import ControlRegisters, lite_signature
 from alula.hw.csr import STATUS, STATUS_MAGIC, Ctrl, Error, Register, State
 from alula.hw.isa import WORD_BYTES
 from alula.hw.queues import INDEX_BITS
-from alula.hw.supervisor import Supervisor
+from alula.hw.supervisor import CLEAR_CLOCKS, Supervisor
 
 ARCH = replace(SIM, lanes=3)
 START, DONE, IDLE, READY, CONTINUE = (1 << bit for bit in (
@@ -255,7 +255,7 @@ async def an_error_drains_and_resets(dut, cause):
         cleared += int(dut.clear.value)
         if dut.interrupt.value:
             break
-    assert cleared == 1
+    assert cleared == CLEAR_CLOCKS
     status = host.status(0x80)
     wanted = Error.LANE if cause == "core" else Error.WATCHDOG
     assert (status["magic"], status["error"], status["index"]) == (STATUS_MAGIC, wanted, 33)
