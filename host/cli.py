@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +30,7 @@ from alula.host.device import (
     Device as AnyDevice,
     GoldenDevice,
     Trace,
+    check_simulated,
     open_device,
     resolve,
 )
@@ -278,16 +280,34 @@ def _device_steps(name: str) -> int:
     return _DEVICE_STEPS.get(name, _DEVICE_STEPS["rtl"])
 
 
-def _open(screen: Screen, steps: Any, name: str, program: Program, *, check: bool = False,
-          memory: str | None = None, trace: Trace | None = None) -> AnyDevice:
-    """Return a device, beside the golden model if it is to be checked."""
-    name, why = resolve(name, program)
-    if why:
-        screen.note(why)
-    device = open_device(name, program, steps.begin, trace=trace,
-                         memory=MemoryModel.parse(memory) if memory else None)
-    steps.begin(f"start the device: {name}")
-    return Compared(device, GoldenDevice(program)) if check and name != "golden" else device
+@dataclass(frozen=True)
+class _Simulated:
+    """What a command was told about its device, checked before any work begins."""
+
+    name: str
+    check: bool = False
+    memory: MemoryModel | None = None
+    trace: Trace | None = None
+
+    @classmethod
+    def parse(cls, name: str, memory: str | None, *, check: bool = False,
+              trace: Path | None = None, start: int = 0,
+              clocks: int = Trace.clocks) -> _Simulated:
+        _choice("device", name, DEVICES)
+        found = cls(name, check, MemoryModel.parse(memory) if memory else None,
+                    Trace(trace, start, clocks) if trace else None)
+        check_simulated(name, found.memory, found.trace)
+        return found
+
+    def open(self, screen: Screen, steps: Any, program: Program) -> AnyDevice:
+        """Return the device, beside the golden model if it is to be checked."""
+        name, why = resolve(self.name, program)
+        if why:
+            screen.note(why)
+        device = open_device(name, program, steps.begin, memory=self.memory, trace=self.trace)
+        steps.begin(f"start the device: {name}")
+        return (Compared(device, GoldenDevice(program)) if self.check and name != "golden"
+                else device)
 
 
 def _figure(value: object) -> str:
@@ -321,13 +341,12 @@ def run(file: Annotated[Path, typer.Argument(help="Program file.")], prompt: Pro
         ignore_eos: IgnoreEos = False, as_json: Json = False, quiet: Quiet = False) -> None:
     """Generate text with a program."""
     screen = Screen(as_json=as_json, quiet=quiet)
-    _choice("device", device, DEVICES)
+    simulated = _Simulated.parse(device, memory, check=check, trace=trace, start=trace_start,
+                                 clocks=trace_clocks)
     with screen.steps(1 + _device_steps(device)) as steps:
         steps.begin("read the program")
         program = verify(load(file))
-        session = Session(_open(
-            screen, steps, device, program, check=check, memory=memory,
-            trace=Trace(trace, trace_start, trace_clocks) if trace else None))
+        session = Session(simulated.open(screen, steps, program))
         steps.finish()
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     screen.result(_generate(screen, session, prompt, max_new_tokens, sampling))
@@ -386,14 +405,14 @@ def evaluate(file: Annotated[Path, typer.Argument(help="Program file.")],
              as_json: Json = False, quiet: Quiet = False) -> None:
     """Measure loss, perplexity and bits per byte on a text."""
     screen = Screen(as_json=as_json, quiet=quiet)
+    simulated = _Simulated.parse(device, memory)
     content = text.read_text(encoding="utf-8")
     content = content[:limit] if limit else content
     program = verify(load(file))
     words = Text(program.tokenizer)
     found = {}
-    _choice("device", device, DEVICES)
     with screen.steps(_device_steps(device) + (2 if reference else 1)) as steps:
-        session = Session(_open(screen, steps, device, program, memory=memory))
+        session = Session(simulated.open(screen, steps, program))
         window = min(window, session.context)
         found[device] = _measure(steps, f"measure on {device}", session_logits(session), words,
                                  content, window)
@@ -440,14 +459,13 @@ def demo(prompt: Prompt = "The following example shows", max_new_tokens: NewToke
     """
     if model not in ("dense", "sparse"):
         raise ValueError(f"model must be dense or sparse, not {model!r}")
-    _choice("device", device, DEVICES)
     screen = Screen(as_json=as_json, quiet=quiet)
+    simulated = _Simulated.parse(device, memory, check=check, trace=trace, start=trace_start,
+                                 clocks=trace_clocks)
     with screen.steps(len(STAGES) + 2 + _device_steps(device)) as steps:
         directory = Path(str(files("alula.host.bundled"))) / model
         program = _compile_directory(directory, arch, Options(), None, steps.begin)
-        session = Session(_open(
-            screen, steps, device, program, check=check, memory=memory,
-            trace=Trace(trace, trace_start, trace_clocks) if trace else None))
+        session = Session(simulated.open(screen, steps, program))
         steps.finish()
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
     facts = _generate(screen, session, prompt, max_new_tokens, sampling)

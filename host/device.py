@@ -87,6 +87,10 @@ class Trace:
     start: int = 0
     clocks: int = 20_000
 
+    def __post_init__(self) -> None:
+        if not self.path.parent.is_dir() or self.path.is_dir():
+            raise ValueError(f"a trace must go to a file in a folder that exists, not {self.path}")
+
 
 def resolve(name: str, program: Program) -> tuple[str, str]:
     """Return which device a name means for a program, and why, if that is not plain."""
@@ -95,13 +99,24 @@ def resolve(name: str, program: Program) -> tuple[str, str]:
     if name != "auto":
         return name, ""
     from alula.sim.rtl.build import NO_COMPILER, compiler
+    from alula.sim.rtl.limits import LimitError, check
 
     if program.arch.lanes > AUTO_LANES:
         return "golden", (f"the hardware of {program.arch.name} is simulated only on request, "
                           "with --device rtl; running the golden model")
     if compiler() is None:
         return "golden", f"{NO_COMPILER}; running the golden model"
+    try:
+        check(program)
+    except LimitError as error:
+        return "golden", f"{error}; running the golden model"
     return "rtl", ""
+
+
+def check_simulated(name: str, memory: MemoryModel | None, trace: Trace | None) -> None:
+    """Raise ValueError if what only a simulation has is asked of the golden model."""
+    if name == "golden" and (memory or trace):
+        raise ValueError("memory models and traces are for the device rtl, not golden")
 
 
 def open_device(name: str, program: Program, report: Report | None = None, *,
@@ -119,8 +134,7 @@ def open_device(name: str, program: Program, report: Report | None = None, *,
         from alula.host.rtl import RtlDevice
 
         return RtlDevice(program, memory=memory, report=report, trace=trace)
-    if memory or trace:
-        raise ValueError(f"memory models and traces are for the device rtl, not {name}")
+    check_simulated(name, memory, trace)
     if name == "golden":
         return GoldenDevice(program)
     raise ValueError(f"device must be one of {', '.join(DEVICES[1:])}, not {name!r}")

@@ -32,10 +32,10 @@ def check(program: Program) -> None:
             if value > limit:
                 raise LimitError(f"instruction {at} ({isa.text(instruction)}): {name} must be at "
                                  f"most {limit} on {arch.name}, not {value}")
-        for name, block, codes in _runs(instruction):
-            if block * BLOCK % codes:
+        for name, value, unit in _multiples(instruction):
+            if value % unit:
                 raise LimitError(f"instruction {at} ({isa.text(instruction)}): {name} must be a "
-                                 f"multiple of {codes // BLOCK}, not {block}")
+                                 f"multiple of {unit} on hardware, not {value}")
 
 
 def _sizes(program: Program, i: isa.Instruction) -> Iterator[tuple[str, int, int]]:
@@ -49,15 +49,14 @@ def _sizes(program: Program, i: isa.Instruction) -> Iterator[tuple[str, int, int
         yield "beats of a page's keys", half, arch.prefetch_beats // 2
         if arch.lanes > 1 and units(i.kv_heads) % (arch.lanes * numerics.PAGE_CLASSES):
             yield "sums of all heads", arch.rows * i.heads * i.head_dim, arch.merge_elements
+
+
+def _multiples(i: isa.Instruction) -> Iterator[tuple[str, int, int]]:
+    """Yield what must be a multiple, and of what; runs of codes begin at one of their length."""
     if isinstance(i, isa.Rotate):
-        unit = BLOCK if i.interleaved else 2 * BLOCK
-        yield f"rotary_dim modulo {unit}", i.rotary_dim % unit, 0
-
-
-def _runs(i: isa.Instruction) -> Iterator[tuple[str, int, int]]:
-    """Yield runs of codes that must begin at a multiple of their length: name, block, length."""
+        yield "rotary_dim", i.rotary_dim, BLOCK if i.interleaved else 2 * BLOCK
     if isinstance(i, isa.Linear):
-        yield "source", i.source, min(1 << i.group_log2, ALIGNED)
+        yield "source", i.source, min(1 << i.group_log2, ALIGNED) // BLOCK
     if isinstance(i, isa.Attend):
-        size = min(i.head_dim & -i.head_dim, ALIGNED)
+        size = min(i.head_dim & -i.head_dim, ALIGNED) // BLOCK
         yield from (("query", i.query, size), ("key", i.key, size), ("value", i.value, size))

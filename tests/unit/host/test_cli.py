@@ -147,6 +147,8 @@ def test_compress(tmp_path, recipe, extra):
     (("demo", "--device", "tpu"), 1, "device must be one of auto, rtl, golden, not 'tpu'"),
     (("demo", "--device", "golden", "--memory", "latency=4"), 1,
      "memory models and traces are for the device rtl, not golden"),
+    (("demo", "--trace", "/nowhere/x.fst"), 1,
+     "a trace must go to a file in a folder that exists, not /nowhere/x.fst"),
     (("demo", "--memory", "speed=4"), 1, "a memory model must be latency=NUMBER,"),
     (("demo", "--memory", "stall=2"), 1, "a memory's stall must be from 0 to 0.99, not 2.0"),
     (("demo", "--temperature", "-1"), 1, "temperature must be at least 0, not -1.0"),

@@ -1,5 +1,7 @@
 """What a device's name means, and devices that confirm each other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from models import program
@@ -14,7 +16,7 @@ from alula.sim.rtl.simulation import MemoryModel
 
 @pytest.fixture(scope="module")
 def made():
-    return program(SIM, layers=1, context=128, sequences=2)
+    return program(SIM, layers=1, context=128, sequences=2, head_dim=32)
 
 
 def test_auto_is_rtl(made, monkeypatch):
@@ -28,6 +30,13 @@ def test_auto_without_a_compiler(made, monkeypatch):
     assert name == "golden"
     assert why == ("simulating the hardware needs a C++ compiler; install g++, or `pip install "
                    "ziglang`; running the golden model")
+
+
+def test_auto_beyond_a_limit(made, monkeypatch):
+    """What the hardware of this build cannot run, the golden model can."""
+    monkeypatch.setattr(build, "compiler", lambda: ["c++"])
+    name, why = resolve("auto", replace(made, arch=replace(made.arch, page_entries=1)))
+    assert name == "golden" and why.startswith("context must be at most 0 tokens on sim, not 128;")
 
 
 def test_auto_of_a_large_build(monkeypatch):
