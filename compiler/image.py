@@ -93,7 +93,7 @@ class LaneImages:
             error = max(error, _half_error(rows, exponent))
             made = 0
             for offset, strip in enumerate(pack_strips(rows, matrix.bits, matrix.group, exponent,
-                                                       self.arch.beat_bytes, stats)):
+                                                       self.arch, stats)):
                 self.files[(start // TILE_ROWS + offset) % self.arch.lanes].write(strip)
                 made += len(strip)
             report(made)

@@ -10,9 +10,10 @@ import numpy as np
 from alula.compiler.graph import FloatMatrix, Linear, Matrix, QuantMatrix
 from alula.compiler.importer import import_model
 from alula.compiler.pack import PackStats, pack_strips
+from alula.hw.arch import U55C
 
 _ROWS = 1 << 22  # weights looked at together
-_BEAT_BYTES = 64
+_ARCH = U55C  # padding, which is small, depends on it
 
 
 def describe_weights(directory: Path) -> list[dict[str, Any]]:
@@ -46,5 +47,5 @@ def _count(matrix: QuantMatrix) -> tuple[int, int, PackStats]:
         zero = rows.codes == rows.zero_points[:, spread]
         zeros += int(zero.sum())
         dropped += int(np.logical_and.reduceat(zero, starts, axis=1).sum())
-        pack_strips(rows, matrix.bits, matrix.group, 0, _BEAT_BYTES, stats)
+        pack_strips(rows, matrix.bits, matrix.group, 0, _ARCH, stats)
     return zeros, dropped, stats

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from alula.compiler.graph import Codes
 from alula.hw import layout
+from alula.hw.arch import ArchConfig
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 
 U8 = NDArray[np.uint8]
@@ -48,14 +48,14 @@ def dense_strip(bits: int, group: int, tiles: int, beat_bytes: int) -> PackStats
         before = stats.total
         stats.headers += layout.HEADER_BYTES * count
         stats.scales += layout.SCALE_BYTES * TILE_ROWS * count
-        stats.codes += TILE_ROWS * layout.payload_bytes(group, 0, bits) * count
+        stats.codes += layout.codes_bytes(TILE_ROWS, group, 0, bits) * count
         stats.padding += -(stats.total - before) % beat_bytes
     return stats
 
 
-def pack_strips(rows: Codes, bits: int, group: int, exponent: int, beat_bytes: int,
+def pack_strips(rows: Codes, bits: int, group: int, exponent: int, arch: ArchConfig,
                 stats: PackStats) -> list[bytes]:
-    """Pack rows into strips of :data:`TILE_ROWS`.
+    """Pack rows into strips of :data:`TILE_ROWS` for a lane of a build.
 
     Parameters
     ----------
@@ -69,12 +69,13 @@ def pack_strips(rows: Codes, bits: int, group: int, exponent: int, beat_bytes: i
 
     Returns
     -------
-    The bytes of each strip, each a multiple of ``beat_bytes``.
+    The bytes of each strip, each a multiple of the build's ``beat_bytes``.
     """
     tiles = _Tiles.of(rows, bits, group, exponent)
+    block = layout.block_windows(group, arch.lane_dsps)
     if tiles.uniform_dense:
-        return _pack_uniform(tiles, beat_bytes, stats)
-    return _pack_mixed(tiles, beat_bytes, stats)
+        return _pack_uniform(tiles, block, arch.beat_bytes, stats)
+    return _pack_mixed(tiles, block, arch.beat_bytes, stats)
 
 
 @dataclass
@@ -127,9 +128,10 @@ def _cheapest(bits: int) -> NDArray[np.int64]:
     def window_bits(kept: int) -> int:
         return kept * bits + layout.position_bits(kept) if kept else layout.WINDOW * bits
 
-    best = [min(layout.KEPT_PATTERNS)]
+    formats = layout.kept_formats(bits)
+    best = [min(formats)]
     for most in range(1, layout.WINDOW + 1):
-        best.append(min([0, *(kept for kept in layout.KEPT_PATTERNS if kept >= most)],
+        best.append(min([0, *(kept for kept in formats if kept >= most)],
                         key=window_bits))
     return np.array(best)
 
@@ -162,10 +164,21 @@ def _bit_string(values: NDArray[np.integer], bits: int) -> U8:
     return out
 
 
-def _pack_uniform(tiles: _Tiles, beat_bytes: int, stats: PackStats) -> list[bytes]:
+def _ordered(codes: U8, per_window: int, block: int) -> U8:
+    """Return rows of codes, ``per_window`` of each window, in the order of the DSP slices."""
+    if per_window <= layout.CASCADE or block == 1:
+        return codes
+    windows = codes.reshape(*codes.shape[:-1], -1, block, per_window)
+    parts = windows[..., :layout.CASCADE], windows[..., layout.CASCADE:]
+    joined = np.concatenate([part.reshape(*windows.shape[:-2], -1) for part in parts], axis=-1)
+    return joined.reshape(codes.shape)
+
+
+def _pack_uniform(tiles: _Tiles, block: int, beat_bytes: int, stats: PackStats) -> list[bytes]:
     """Pack strips that are dense and symmetric throughout: every segment has one shape."""
     strips, _, count, _ = tiles.codes.shape
-    payload = _bit_string(tiles.codes, tiles.bits).transpose(0, 2, 1, 3)
+    codes = _ordered(tiles.codes, layout.WINDOW, block)
+    payload = _bit_string(codes, tiles.bits).transpose(0, 2, 1, 3)
     headers = np.full((strips, count), layout.header(0xFFFF, 0, tiles.bits, False), "<u4")
     scales = np.ascontiguousarray(tiles.scales).astype("<f2", copy=False)
     parts = []
@@ -184,28 +197,6 @@ def _pack_uniform(tiles: _Tiles, beat_bytes: int, stats: PackStats) -> list[byte
     return [strip.tobytes() for strip in np.concatenate(parts, axis=1)]
 
 
-def _payloads(tiles: _Tiles, sizes: NDArray[np.uint16]) -> U8:
-    """Return the payloads of all present rows, in order; ``sizes`` are a row's bytes by tile."""
-    codes = np.ascontiguousarray(tiles.codes.transpose(0, 2, 1, 3))
-    bitmaps = np.ascontiguousarray(tiles.bitmaps.transpose(0, 2, 1, 3))
-    out = np.zeros((*tiles.present.shape, sizes.max(initial=0)), np.uint8)
-    for kept in np.unique(tiles.kept):
-        which = tiles.kept == kept
-        if kept:
-            packed = _sparse_rows(codes[which], bitmaps[which], int(kept), tiles.bits)
-        else:
-            packed = _bit_string(codes[which], tiles.bits)
-        out[which, :, :packed.shape[-1]] = packed
-    if tiles.present.all() and (sizes == out.shape[-1]).all():
-        return out
-    lengths = sizes[..., None] * tiles.present
-    return _chosen(out, np.arange(out.shape[-1], dtype=np.uint16) < lengths[..., None])
-
-
-def _by_kept(function: Callable[[int], int], kept: NDArray[np.int64]) -> NDArray[np.uint16]:
-    return np.array([function(number) for number in range(layout.WINDOW)], np.uint16)[kept]
-
-
 def _chosen(values: U8, mask: NDArray[np.bool_]) -> U8:
     """Return ``values[mask]``, four times as fast."""
     return np.compress(mask.reshape(-1), values.reshape(-1))
@@ -222,40 +213,61 @@ def _stored_inputs(kept: int) -> NDArray[np.uint16]:
     return (1 << order).sum(axis=-1).astype("<u2")
 
 
-def _sparse_rows(codes: U8, bitmaps: NDArray[np.uint16], kept: int, bits: int) -> U8:
-    """Pack rows as positions and then the codes at them; ``codes`` is ``(tiles, 16, group)``."""
-    windows = bitmaps.shape[-1]
-    positions = _stored_inputs(kept)[bitmaps]
-    mask = np.unpackbits(positions.view(np.uint8), axis=-1, bitorder="little").view(np.bool_)
-    values = _chosen(codes, mask).reshape(*codes.shape[:-1], windows * kept)
-    positions = layout.pattern_tables(kept)[0][positions]
-    width = layout.position_bits(kept)
-    size = layout.payload_bytes(windows * layout.WINDOW, kept, bits)
-    return _join(_bit_string(positions, width), windows * width, _bit_string(values, bits), size)
+def _rows_fields(tiles: _Tiles, which: NDArray[np.bool_], kept: int,
+                 block: int) -> tuple[NDArray[np.uint16], U8]:
+    """Return the position codes and the codes of some tiles' rows: ``(tiles, 16, fields)``."""
+    codes = np.moveaxis(tiles.codes, 2, 1)[which]
+    if not kept:
+        return np.zeros((*codes.shape[:2], 0), np.uint16), _ordered(codes, layout.WINDOW, block)
+    stored = _stored_inputs(kept)[np.moveaxis(tiles.bitmaps, 2, 1)[which]]
+    mask = np.unpackbits(stored.view(np.uint8), axis=-1, bitorder="little").view(np.bool_)
+    values = _chosen(codes, mask).reshape(*codes.shape[:2], -1)
+    return layout.pattern_tables(kept)[0][stored], _ordered(values, kept, block)
 
 
-def _join(first: U8, first_bits: int, second: U8, size: int) -> U8:
-    """Return ``first_bits`` bits of one string, then another, in ``size`` bytes."""
-    whole, shift = divmod(first_bits, 8)
-    out = np.zeros((*first.shape[:-1], max(size, whole + 1 + second.shape[-1])), np.uint8)
-    out[..., :first.shape[-1]] = first
-    out[..., whole:whole + second.shape[-1]] |= second << np.uint8(shift)
-    if shift:
-        out[..., whole + 1:whole + 1 + second.shape[-1]] |= second >> np.uint8(8 - shift)
-    return out[..., :size]
+def _strings(fields: NDArray[np.integer], present: NDArray[np.bool_], bits: int) -> U8:
+    """Return the fields of each tile's present rows as one bit string, ``(tiles, bytes)``.
+
+    What follows its last row's is zeros.
+    """
+    if not present.all():
+        order = np.argsort(~present, axis=-1, kind="stable")[..., None]
+        fields = np.take_along_axis(np.where(present[..., None], fields, 0), order, axis=1)
+    return _bit_string(fields.reshape(len(fields), -1), bits)
 
 
-def _pack_mixed(tiles: _Tiles, beat_bytes: int, stats: PackStats) -> list[bytes]:
+def _joined(strings: list[tuple[NDArray[np.bool_], U8]], sizes: NDArray[np.int64]) -> U8:
+    """Return the first ``sizes`` bytes of each tile's string, in the order of the tiles."""
+    out = np.zeros((*sizes.shape, int(sizes.max(initial=0))), np.uint8)
+    for which, string in strings:
+        out[which, :string.shape[-1]] = string[:, :out.shape[-1]]
+    if (sizes == out.shape[-1]).all():
+        return out.reshape(-1)
+    return _chosen(out, np.arange(out.shape[-1]) < sizes[..., None])
+
+
+def _pack_mixed(tiles: _Tiles, block: int, beat_bytes: int, stats: PackStats) -> list[bytes]:
     """Pack strips whose tiles differ in presence, sparsity or zero points."""
-    sizes = _by_kept(lambda kept: layout.payload_bytes(tiles.group, kept, tiles.bits), tiles.kept)
     mask = np.packbits(tiles.present, axis=-1, bitorder="little").view("<u2")[..., 0]
     rows = _ONES[mask].astype(np.int64)
     headers = layout.header(mask.astype(np.int64), tiles.kept, tiles.bits, tiles.asymmetric)
     zeros = tiles.zero_points[tiles.present & tiles.asymmetric[..., None]]
+    position_sizes, code_sizes = np.zeros_like(rows), np.zeros_like(rows)
+    positions, codes = [], []
+    for kept in map(int, np.unique(tiles.kept)):
+        which = tiles.kept == kept
+        position_sizes[which] = layout.positions_bytes(rows[which], tiles.group, kept)
+        code_sizes[which] = layout.codes_bytes(rows[which], tiles.group, kept, tiles.bits)
+        fields, values = _rows_fields(tiles, which, kept, block)
+        if kept:
+            width = layout.position_bits(kept)
+            positions.append((which, _strings(fields, tiles.present[which], width)))
+        codes.append((which, _strings(values, tiles.present[which], tiles.bits)))
     parts = [(headers.astype("<u4"), np.full(headers.shape, layout.HEADER_BYTES)),
              (tiles.scales[tiles.present], layout.SCALE_BYTES * rows),
              (zeros, layout.ZERO_POINT_BYTES * rows * tiles.asymmetric),
-             (_payloads(tiles, sizes), sizes * rows)]
+             (_joined(positions, position_sizes), position_sizes),
+             (_joined(codes, code_sizes), code_sizes)]
     _count(tiles, rows, [data.nbytes for data, _ in parts], stats)
     return _segments(parts, beat_bytes, stats)
 
@@ -281,13 +293,10 @@ def _segments(parts: list[tuple[NDArray[Any], NDArray[np.int64]]], beat_bytes: i
 
 
 def _count(tiles: _Tiles, rows: NDArray[np.int64], sizes: list[int], stats: PackStats) -> None:
-    """Count what was packed: ``rows`` are the present ones; bytes of the four kinds of parts."""
-    windows = tiles.group // layout.WINDOW * rows
-    positions = int((_by_kept(layout.position_bits, tiles.kept) * windows).sum()) // 8
+    """Count what was packed: ``rows`` are the present ones; bytes of the five kinds of parts."""
+    per_window = np.array([layout.window_codes(kept) for kept in range(layout.WINDOW)])
     stats.weights += tiles.codes.size
-    stats.kept += int((_by_kept(lambda kept: kept or layout.WINDOW, tiles.kept) * windows).sum())
-    stats.headers += sizes[0]
-    stats.scales += sizes[1]
-    stats.zero_points += sizes[2]
-    stats.positions += positions
-    stats.codes += sizes[3] - positions
+    stats.kept += int((per_window[tiles.kept] * (tiles.group // layout.WINDOW) * rows).sum())
+    for name, size in zip(("headers", "scales", "zero_points", "positions", "codes"), sizes,
+                          strict=True):
+        setattr(stats, name, getattr(stats, name) + size)

@@ -9,12 +9,17 @@ at the end of a strip) make a *segment*, which is, padded to a whole beat:
 1. a ``TileHeader`` for each tile,
 2. an fp16 scale for each present row of each tile,
 3. a zero point, one byte, for each present row of each tile whose header says so,
-4. for each present row of each tile, the row's payload: a little-endian bit string, padded to a
-   byte, of the position codes of its 16-wide windows (if the tile is sparse) and then its codes.
+4. for each sparse tile, a little-endian bit string, padded to a byte, of the position codes of its
+   present rows, window by window of 16 inputs,
+5. for each tile, such a bit string of the codes of its present rows.
 
 A row whose codes in the group all equal the zero point is absent and costs nothing but its bit.
-A sparse tile keeps 4, 8 or 12 codes of each window, and a pattern code tells their positions.
-Zero points are ``2**(bits - 1)`` where none are stored.
+A sparse tile keeps 4, 8 or (if codes have 4 or 8 bits) 12 codes of each window, and a pattern code
+tells their positions. Zero points are ``2**(bits - 1)`` where none are stored.
+
+Codes are in the order of the DSP slices that multiply them, which come in cascades of eight: of
+windows with more than eight codes (dense, 12 of 16), first the first eight of each, then the rest,
+in each block of as many inputs as a lane has slices, or a group if that is less.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from numpy.typing import NDArray
 from alula.hw import isa, numerics
 
 WINDOW = 16  # inputs over which N of 16 is counted
+CASCADE = 8  # DSP slices that add up along a chain
 KEPT_PATTERNS = {4: 11, 8: 14, 12: 11}  # kept codes of a window -> bits of its pattern code
 
 # TileHeader, 32 bits: mask of present rows, kept codes of a window (0: dense), width, zero points.
@@ -37,6 +43,14 @@ HEADER_FIELDS = {"present": 16, "kept": 4, "width": 2, "zero_points": 1}
 HEADER_BYTES = 4
 SCALE_BYTES = 2
 ZERO_POINT_BYTES = 1
+
+
+def kept_formats(width_bits: int) -> tuple[int, ...]:
+    """Return the numbers of codes that a sparse tile's windows may keep.
+
+    12 of 16 would save nothing of narrow codes, and not leave whole bytes.
+    """
+    return tuple(kept for kept in KEPT_PATTERNS if kept < 12 or width_bits >= 4)
 
 
 def header(present: Any, kept: Any, width_bits: int, zero_points: Any) -> Any:
@@ -50,9 +64,10 @@ def parse_header(word: int) -> tuple[int, int, int, bool]:
     if word >> 23:
         raise ValueError(f"the spare bits of a tile header must be 0, not {word >> 23:#x}")
     width, kept = numerics.WEIGHT_BITS[word >> 20 & 3], word >> 16 & 15
-    if kept and kept not in KEPT_PATTERNS:
-        raise ValueError(f"a tile must keep 0, {', '.join(map(str, KEPT_PATTERNS))} codes of a "
-                         f"window, not {kept}")
+    if kept and kept not in kept_formats(width):
+        raise ValueError(f"a tile of {width}-bit codes must keep 0, "
+                         f"{', '.join(map(str, kept_formats(width)))} codes of a window, "
+                         f"not {kept}")
     return word & 0xFFFF, kept, width, bool(word >> 22 & 1)
 
 
@@ -61,10 +76,24 @@ def position_bits(kept: int) -> int:
     return KEPT_PATTERNS.get(kept, 0)
 
 
-def payload_bytes(group: int, kept: int, width_bits: int) -> int:
-    """Return the bytes of a present row in a tile."""
-    codes = group * width_bits if kept == 0 else group // WINDOW * kept * width_bits
-    return -(-(group // WINDOW * position_bits(kept) + codes) // 8)
+def window_codes(kept: int) -> int:
+    """Return the codes of a window."""
+    return kept or WINDOW
+
+
+def block_windows(group: int, lane_dsps: int) -> int:
+    """Return the windows of a block of a row, in which codes are ordered."""
+    return min(group, lane_dsps) // WINDOW
+
+
+def positions_bytes(rows: Any, group: int, kept: int) -> Any:
+    """Return the bytes of the position codes of a tile's present rows; may be an array."""
+    return -(-rows * (group // WINDOW * position_bits(kept)) // 8)
+
+
+def codes_bytes(rows: Any, group: int, kept: int, width_bits: int) -> Any:
+    """Return the bytes of the codes of a tile's present rows; may be an array."""
+    return -(-rows * (group // WINDOW * window_codes(kept) * width_bits) // 8)
 
 
 @cache

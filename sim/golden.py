@@ -117,7 +117,7 @@ def _read_matrix(machine: Machine, address: int, i: isa.Linear) -> Matrix:
     for lane, (image, entry) in enumerate(zip(machine.program.lanes, entries, strict=True)):
         start = int(entry["start"]) * WORD_BYTES
         share = unpack_stream(image[start:start + int(entry["beats"]) * machine.arch.beat_bytes],
-                              int(entry["strips"]), groups, group, machine.arch.beat_bytes)
+                              int(entry["strips"]), groups, group, machine.arch)
         codes[lane::len(entries)] = share.codes.reshape(-1, *codes.shape[1:])
         scales[lane::len(entries)] = share.scales.reshape(-1, *scales.shape[1:])
         present[lane::len(entries)] = share.present.reshape(-1, *present.shape[1:])

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.hw import layout
+from alula.hw.arch import ArchConfig
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 
 
@@ -24,8 +25,9 @@ class Strips(NamedTuple):
 
 
 def unpack_stream(data: NDArray[np.uint8], strips: int, groups: int, group: int,
-                  beat_bytes: int) -> Strips:
+                  arch: ArchConfig) -> Strips:
     """Unpack strips of ``groups`` tiles; raise :class:`StreamError` if they break the format."""
+    block = layout.block_windows(group, arch.lane_dsps)
     codes = np.zeros((strips * TILE_ROWS, groups * group), np.int16)
     scales = np.zeros((strips * TILE_ROWS, groups), np.float32)
     present = np.zeros(scales.shape, np.bool_)
@@ -34,8 +36,9 @@ def unpack_stream(data: NDArray[np.uint8], strips: int, groups: int, group: int,
         rows = slice(strip * TILE_ROWS, (strip + 1) * TILE_ROWS)
         for first in range(0, groups, SEGMENT_TILES):
             tiles = range(first, min(first + SEGMENT_TILES, groups))
-            _read_segment(reader, codes[rows], scales[rows], present[rows], tiles, group)
-            reader.align(beat_bytes)
+            _read_segment(reader, codes[rows], scales[rows], present[rows], tiles, group,
+                          block)
+            reader.align(arch.beat_bytes)
     if reader.at != len(data):
         raise StreamError(f"a stream of {strips} strips must end at byte {reader.at}, "
                           f"not {len(data)}")
@@ -59,7 +62,7 @@ class _Reader:
 
 
 def _read_segment(reader: _Reader, codes: NDArray[np.int16], scales: NDArray[np.float32],
-                  stored: NDArray[np.bool_], tiles: range, group: int) -> None:
+                  stored: NDArray[np.bool_], tiles: range, group: int, block: int) -> None:
     words = reader.take(layout.HEADER_BYTES * len(tiles)).copy().view("<u4")
     headers = [layout.parse_header(int(word)) for word in words]
     rows = [np.flatnonzero(present >> np.arange(TILE_ROWS) & 1) for present, *_ in headers]
@@ -70,45 +73,48 @@ def _read_segment(reader: _Reader, codes: NDArray[np.int16], scales: NDArray[np.
     for (_, _, bits, given), present in zip(headers, rows, strict=True):
         zeros.append(reader.take(len(present)).astype(np.int16) if given
                      else np.full(len(present), 1 << (bits - 1), np.int16))
-    for tile, (_, kept, bits, _), present, zero in zip(tiles, headers, rows, zeros, strict=True):
-        size = layout.payload_bytes(group, kept, bits)
-        payload = reader.take(size * len(present)).reshape(len(present), size)
+    strings = [reader.take(layout.positions_bytes(len(present), group, kept))
+               for (_, kept, _, _), present in zip(headers, rows, strict=True)]
+    for tile, (_, kept, bits, _), present, zero, positions in zip(tiles, headers, rows, zeros,
+                                                                  strings, strict=True):
         columns = slice(tile * group, (tile + 1) * group)
-        codes[present, columns] = _row_values(payload, group, kept, bits) - zero[:, None]
-        if kept:
-            codes[present, columns] *= _kept_mask(payload, group, kept)
+        string = reader.take(layout.codes_bytes(len(present), group, kept, bits))
+        shape = len(present), group // layout.WINDOW, layout.window_codes(kept)
+        values = _natural(_fields(string, bits, np.prod(shape)).reshape(shape), block)
+        values -= zero[:, None, None]
+        codes[present, columns] = (_placed(values, positions, kept) if kept
+                                   else values).reshape(len(present), group)
 
 
-def _fields(payload: NDArray[np.uint8], first: int, width: int, count: int) -> NDArray[np.int16]:
-    """Return ``count`` fields of ``width`` bits, from bit ``first`` of each row."""
-    flat = np.unpackbits(payload, axis=-1, bitorder="little")
-    flat = flat[:, first:first + width * count].reshape(len(payload), count, width)
-    return (flat.astype(np.int32) << np.arange(width)).sum(axis=-1)
+def _fields(string: NDArray[np.uint8], width: int, count: int) -> NDArray[np.int16]:
+    """Return the first ``count`` fields of ``width`` bits."""
+    flat = np.unpackbits(string, bitorder="little")[:width * count].reshape(count, width)
+    return (flat.astype(np.int16) << np.arange(width, dtype=np.int16)).sum(axis=-1, dtype=np.int16)
 
 
-def _bitmaps(payload: NDArray[np.uint8], group: int, kept: int) -> NDArray[np.bool_]:
-    """Return which inputs of each row are kept, ``(rows, windows, 16)``."""
-    positions = _fields(payload, 0, layout.position_bits(kept), group // layout.WINDOW)
+def _natural(codes: NDArray[np.int16], block: int) -> NDArray[np.int16]:
+    """Return codes ``(rows, windows, codes)`` window by window, from the slices' order."""
+    rows, windows, count = codes.shape
+    first, rest = layout.CASCADE, count - layout.CASCADE
+    if rest <= 0:
+        return codes
+    block = min(block, windows)
+    by_block = codes.reshape(rows, windows // block, block * count)
+    parts = (by_block[..., :block * first].reshape(rows, windows, first),
+             by_block[..., block * first:].reshape(rows, windows, rest))
+    return np.concatenate(parts, axis=-1)
+
+
+def _placed(values: NDArray[np.int16], string: NDArray[np.uint8],
+            kept: int) -> NDArray[np.int16]:
+    """Return values at their inputs, ``(rows, windows, 16)``; 0 where none is kept."""
+    rows, windows, _ = values.shape
+    positions = _fields(string, layout.position_bits(kept), rows * windows)
     table = layout.pattern_tables(kept)[1]
     if positions.size and positions.max() >= len(table):
         raise StreamError(f"a pattern code of {kept} of 16 must be below {len(table)}, "
                           f"not {positions.max()}")
-    positions = table[positions].astype(np.int32)
-    return (positions[..., None] >> np.arange(layout.WINDOW) & 1).astype(bool)
-
-
-def _row_values(payload: NDArray[np.uint8], group: int, kept: int,
-                bits: int) -> NDArray[np.int16]:
-    """Return the codes of each row at their inputs, ``(rows, group)``; 0 where none is kept."""
-    if not kept:
-        return _fields(payload, 0, bits, group).astype(np.int16)
-    windows = group // layout.WINDOW
-    bitmaps = _bitmaps(payload, group, kept)
-    values = _fields(payload, windows * layout.position_bits(kept), bits, windows * kept)
-    out = np.zeros(bitmaps.shape, np.int16)
-    out[bitmaps] = values.reshape(-1)
-    return out.reshape(len(payload), group)
-
-
-def _kept_mask(payload: NDArray[np.uint8], group: int, kept: int) -> NDArray[np.bool_]:
-    return _bitmaps(payload, group, kept).reshape(len(payload), group)
+    bitmaps = table[positions].astype(np.int32).reshape(rows, windows, 1)
+    out = np.zeros((rows, windows, layout.WINDOW), np.int16)
+    out[(bitmaps >> np.arange(layout.WINDOW) & 1).astype(bool)] = values.reshape(-1)
+    return out

@@ -11,7 +11,7 @@ from models import random_codes
 
 from alula.compiler.graph import Codes
 from alula.compiler.pack import PackStats, pack_strips
-from alula.hw.arch import BUILDS
+from alula.hw.arch import BUILDS, ArchConfig
 from alula.sim.unpack import unpack_stream
 
 
@@ -36,7 +36,7 @@ class Weights:
     strips: int
     groups: int
     group: int
-    beat: int
+    arch: ArchConfig
     data: np.ndarray
 
     @property
@@ -44,17 +44,17 @@ class Weights:
         return self.group.bit_length() - 1
 
     def unpacked(self):
-        return unpack_stream(self.data, self.strips, self.groups, self.group, self.beat)
+        return unpack_stream(self.data, self.strips, self.groups, self.group, self.arch)
 
 
-def mixed(generator, rows, cols, bits, group, beat, exponent=0, uniform=None):
+def mixed(generator, rows, cols, bits, group, arch, exponent=0, uniform=None):
     """Return a matrix whose tiles are of all kinds, or all of one: arguments of random_codes."""
     kinds = [uniform] if uniform is not None else [
         dict(kept=kept, dropped=dropped, asymmetric=asymmetric)
         for kept in (0, 4, 8, 12) for dropped in (0, 0.6, 1) for asymmetric in (False, True)]
     groups = -(-cols // group)
     if not rows:
-        return Weights(0, groups, group, beat, np.zeros(0, np.uint8))
+        return Weights(0, groups, group, arch, np.zeros(0, np.uint8))
     parts = []
     for _ in range(groups):
         kind = kinds[generator.integers(len(kinds))]
@@ -62,8 +62,8 @@ def mixed(generator, rows, cols, bits, group, beat, exponent=0, uniform=None):
     codes, scales, zeros = (np.concatenate([part[i] for part in parts], axis=1) for i in range(3))
     codes = codes[:, :cols]
     data = b"".join(pack_strips(Codes(codes, np.ldexp(scales, exponent), zeros), bits, group,
-                                exponent, beat, PackStats()))
-    return Weights(-(-rows // 16), groups, group, beat, np.frombuffer(data, np.uint8))
+                                exponent, arch, PackStats()))
+    return Weights(-(-rows // 16), groups, group, arch, np.frombuffer(data, np.uint8))
 
 
 # Lanes with less memory, which build faster.
@@ -74,13 +74,13 @@ ARCHS = {"narrow": replace(BUILDS["sim"], beat_bytes=16, lane_dsps=32, vector_wi
          "deep": replace(BUILDS["kv260"], **{**SMALL, "rows": 2})}
 
 
-def extreme(rows, cols, group, beat):
+def extreme(rows, cols, group, arch):
     """Return a matrix whose weights are all 255, or all -255 in odd rows."""
     codes, zeros = np.full((rows, cols), 255, np.uint8), np.zeros((rows, cols // group), np.uint8)
     codes[1::2], zeros[1::2] = 0, 255
     scales = np.ones(zeros.shape, np.float32)
-    data = b"".join(pack_strips(Codes(codes, scales, zeros), 8, group, 0, beat, PackStats()))
-    return Weights(-(-rows // 16), cols // group, group, beat, np.frombuffer(data, np.uint8))
+    data = b"".join(pack_strips(Codes(codes, scales, zeros), 8, group, 0, arch, PackStats()))
+    return Weights(-(-rows // 16), cols // group, group, arch, np.frombuffer(data, np.uint8))
 
 
 def arch_of(name):

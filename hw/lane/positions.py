@@ -40,11 +40,14 @@ def _bytes_by_count():
 FIRST_BYTE = [sum(comb(8, less) for less in range(count)) for count in range(9)]
 
 
-def _places(value, high):
-    """Return where the ones of a byte are, 4 bits each: the low byte's from 0, the high's to 7."""
+def _distances(value, high):
+    """Return, 4 bits each, how far the ones of a byte are from their slots' numbers.
+
+    The low byte's ones go to slots from 0 on, the high byte's to slots up to 7.
+    """
     ones = [i + 8 * high for i in range(8) if value >> i & 1]
     first = 8 - len(ones) if high else 0
-    return sum(place << 4 * (first + i) for i, place in enumerate(ones))
+    return sum(place - (first + i) << 4 * (first + i) for i, place in enumerate(ones))
 
 
 class PositionDecoder(wiring.Component):
@@ -58,13 +61,20 @@ class PositionDecoder(wiring.Component):
     kept : ``In(2)``
         Quarters of the window that are kept: 1, 2 or 3.
     first, second : ``Out(32)``
-        Inputs, 4 bits each, of the up to eight slots of the window's first and (only 12 of 16)
-        second half-window, ``LATENCY`` enabled clocks later. Slots that hold no code are undefined.
+        Of the slots of the window's first and (only 12 of 16) second half-window, 4 bits each: how
+        far the slot's input is from the slot's number. Undefined in slots that hold no code.
+        Codes of 8 of 16 take the eight slots in order. Those of 4 of 16 take slots ``0..3`` in
+        the low byte of inputs and ``4..7`` in the high one, so that no input is more than eight
+        away. Of 12 of 16 the last four take slots 4 to 7 of the second half-window.
+    low : ``Out(4)``
+        Of 4 of 16, a clock before those: whether code ``k`` is in slot ``k``, not in ``k + 4``.
+
+    ``LATENCY`` enabled clocks later.
     """
 
     def __init__(self):
         super().__init__({"enable": In(1), "code": In(CODE_BITS), "kept": In(2),
-                          "first": Out(32), "second": Out(32)})
+                          "first": Out(32), "second": Out(32), "low": Out(4)})
 
     def elaborate(self, platform):
         m = Module()
@@ -79,9 +89,8 @@ class PositionDecoder(wiring.Component):
         by_half = sum((self.code >= start for start in starts[1:]), Const(0, 1))
         by_quarter = sum((self.code >= start for start in quarter_starts[1:]), Const(0, 1))
         # 2: the rank among those
-        constants = [self._constants(kept, past) for kept in (4, 8, 12) for past in range(9)]
-        at = Signal(5)
-        m.d.comb += at.eq(Array(Const(9 * k, 5) for k in (0, 0, 1, 2))[kept[1]] + ones)
+        constants = [self._constants(kept, past) for kept in (0, 4, 8, 12) for past in range(16)]
+        at = Cat(ones, kept[1])
         start, factor, divisor, low_first, high_first = (
             Array(Const(entry[i], max(max(entry[i] for entry in constants), 1).bit_length())
                   for entry in constants)[at] for i in range(5))
@@ -95,17 +104,20 @@ class PositionDecoder(wiring.Component):
         low4, high4 = Signal(8, reset_less=True), Signal(8, reset_less=True)
         # 5: the places of their ones, 6: where the slots want them
         order = _bytes_by_count()
-        tables = [memory.Memory(shape=32, depth=256, init=[_places(value, high) for value in order])
-                  for high in (0, 1)]
-        m.submodules.low_places, m.submodules.high_places = tables
-        low_port, high_port = (table.read_port() for table in tables)
-        m.d.comb += [low_port.addr.eq(low4), high_port.addr.eq(high4),
+        tables = [_distances(value, high) for high in (0, 1) for value in order]
+        m.submodules.distances = table = memory.Memory(
+            shape=32, depth=len(tables), init=tables, attrs={"rom_style": "block"})
+        low_port, high_port = table.read_port(), table.read_port()
+        m.d.comb += [low_port.addr.eq(low4), high_port.addr.eq(Cat(high4, Const(1, 1))),
                      low_port.en.eq(self.enable), high_port.en.eq(self.enable)]
         low, high = low_port.data, high_port.data
-        first, second = Signal(32), Signal(32)
-        m.d.comb += [second.eq(high[16:]),
-                     first.eq(low | Mux(kept[5] == 1, high[16:],
-                                        Mux(kept[5] == 2, high, Cat(Const(0, 16), high[:16]))))]
+        first, moved = Signal(32), Signal(32)
+        # Codes before the ninth of 12 of 16: four slots on, so four nearer; 4 to 8 lose bit 2.
+        nearer = [Cat(high[4 * at:4 * at + 2], high[4 * at + 3], Const(0, 1)) for at in range(4)]
+        m.d.comb += [moved.eq(Cat(Const(0, 16), *nearer)),
+                     first.eq(low | Mux(kept[5] == 3, moved, high))]
+        lows = [Signal(4, name=f"low_{stage}", reset_less=True) for stage in range(2, LATENCY)]
+        m.d.comb += self.low.eq(lows[-1])
         with m.If(self.enable):
             m.d.sync += [now.eq(before) for before, now in zip(kept, kept[1:], strict=False)]
             m.d.sync += [
@@ -115,8 +127,10 @@ class PositionDecoder(wiring.Component):
                 quotient.eq((rank * factor2) >> QUOTIENT_SHIFT),
                 rank3.eq(rank), divisor3.eq(divisor2), low3.eq(low2), high3.eq(high2),
                 low4.eq(low3 + quotient), high4.eq(high3 + rank3 - quotient * divisor3),
-                self.first.eq(first), self.second.eq(second),
+                self.first.eq(first), self.second.eq(high),
+                lows[0].eq(Cat(ones > k for k in range(4))),
             ]
+            m.d.sync += [now.eq(before) for before, now in zip(lows, lows[1:], strict=False)]
         return m
 
     @staticmethod

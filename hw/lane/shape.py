@@ -5,9 +5,11 @@ from itertools import product
 from amaranth.lib import data
 
 from alula.hw import layout, numerics
+from alula.hw.layout import CASCADE
 
 GROUPS_LOG2 = tuple(group.bit_length() - 1 for group in numerics.GROUPS)
 KEPT = (0, 4, 8, 12)
+SELECT_BITS = 4  # an input's distance from the slot's number, 0 to 8
 CHUNK_BITS = 3
 GROUPS_BITS = 15  # of the number of tiles in a strip
 STRIPS_BITS = 24
@@ -17,53 +19,57 @@ class LaneShape:
     """Sizes of a lane.
 
     A *bundle* is what the chain takes in a clock: ``slots`` weights in half-windows of eight. It
-    holds up to ``rows`` rows of one tile, each in a region of ``half_windows >> rows_log2``
-    half-windows, or one *chunk* of a row that is too long.
+    holds up to ``rows`` rows of one tile, each in a region of as many half-windows as it needs, or
+    one *chunk* of a row that is too long. Half-window ``j`` multiplies inputs of window
+    ``j % windows`` of the chunk; the inputs of a group that is shorter are repeated.
 
     Attributes
     ----------
     slots, half_windows
         DSP slices, and cascades of eight slices.
+    windows
+        Windows of inputs that a bundle multiplies.
     rows, rows_log2
         Most rows in a bundle.
-    part_slots, part_half_windows
-        The unpacker works in ``rows`` equal parts.
+    parts
+        Codes of a bundle are put together in so many parts of ``beat_bytes`` slots.
     pairs
         Pairs of tokens: two tokens share a weight.
-    buffer_beats
-        Beats in the unpacker's buffer.
+    chunks
+        Most chunks of a row.
+    regions_bits
+        Bits of log2 of the regions of a bundle.
     """
 
     def __init__(self, arch):
         self.arch = arch
         self.beat_bytes, self.slots = arch.beat_bytes, arch.lane_dsps
-        self.half_windows = self.slots // 8
+        self.half_windows = self.slots // CASCADE
+        self.windows = self.slots // layout.WINDOW
         self.rows = max(2, arch.beat_bytes // 16)
         self.rows_log2 = self.rows.bit_length() - 1
-        self.part_slots = self.slots // self.rows
-        self.part_half_windows = self.half_windows // self.rows
+        self.parts = self.slots // self.beat_bytes
         self.pairs = -(-arch.rows // 2)
-        need = max([self.slots, *(max(tile.need, tile.positions_bytes) for tile in
-                                  (TileFormat(self, *key) for key in format_keys()))])
-        self.buffer_beats = 4
-        while self.buffer_beats * self.beat_bytes < need + self.beat_bytes - 1:
-            self.buffer_beats *= 2
+        self.chunks = max(1, max(numerics.GROUPS) // self.slots)
+        self.regions_bits = (self.half_windows.bit_length() - 1).bit_length()
 
     def bundle_layout(self):
         """Return the layout of a bundle.
 
-        ``weights`` are codes minus zero points, 0 in slots that hold none; ``selects`` the input
-        of each slot inside its 16-wide window. ``shared`` tells how half-windows go to windows of
-        the chunk's ``slots`` inputs: half-window ``j`` reads window ``j // 2`` if it is 1 (dense
-        and 12 of 16), else ``j % (half_windows / 2)``; a group shorter than ``slots`` repeats.
-        ``count`` rows are there; ``rows`` and ``scales`` are theirs, and ``mask`` has a bit for
-        each of them. ``rows_log2`` is log2 of the regions.
+        ``weights`` are codes minus zero points, 0 in slots that hold none; ``selects`` tell which
+        input of its window a slot multiplies: the slot's number in its half-window more. ``count``
+        rows are there; ``rows`` and ``scales`` are theirs, and ``mask`` has a bit for each of
+        them. ``regions_log2`` is log2 of the regions.
         """
         return data.StructLayout({
-            "weights": 9 * self.slots, "selects": 4 * self.slots, "shared": 1,
-            "rows_log2": 2, "count": 3, "rows": 4 * self.rows, "mask": 16,
+            "weights": 9 * self.slots, "selects": SELECT_BITS * self.slots,
+            "regions_log2": self.regions_bits, "count": 3, "rows": 4 * self.rows, "mask": 16,
             "scales": 16 * self.rows, "chunk": CHUNK_BITS, "last_chunk": 1,
             "last_of_tile": 1, "end_of_strip": 1})
+
+    def parts_together(self, bits):
+        """Return the parts of a bundle whose codes come together, at some bits a code."""
+        return min(self.parts, 1 << (8 // bits).bit_length() - 1)
 
 
 def format_keys():
@@ -76,55 +82,35 @@ class TileFormat:
 
     Attributes
     ----------
-    rows_log2
-        log2 of the rows in a bundle.
+    regions_log2
+        log2 of the regions of a bundle.
+    rows
+        Most rows in a bundle; 1 if they have chunks.
     chunks
-        Bundles of a row; more than 1 only if ``rows_log2`` is 0.
-    payload
-        Bytes of a row.
-    entries
-        A row's position codes come in so many takes, the first with the codes of the first chunk.
-        A take is for two chunks of rows that keep 4 or 8 of 16, and for one of 12 of 16.
-    entry_bits
-        From one take's position codes to the next one's.
-    positions_bytes
-        Whole bytes that the position codes of a row need.
-    chunk_bytes, chunk_need
-        What a chunk before the last advances by and needs.
-    last_bytes
-        What the last chunk advances by and needs.
+        Bundles of a row.
+    codes_bytes, position_bits
+        Of a bundle (one chunk) of each number of rows up to ``rows``, from none on.
+    step_bytes
+        Most bytes of codes that are taken at once.
     used
-        Mask of the half-windows with codes, if all rows are there.
-    code_bits, position_bits
-        Of each part: where its first code, and its first position code, are.
+        Mask of the half-windows with codes, if all regions hold a row.
     """
 
     def __init__(self, shape, group_log2, kept, bits):
-        half_windows, group = shape.half_windows, 1 << group_log2
-        windows, coded = group // layout.WINDOW, layout.position_bits(kept)
-        per_window = 2 if kept in (0, 12) else 1
-        length = windows * per_window
-        most = half_windows * per_window // 2  # half-windows whose inputs are ``slots`` in all
-        self.chunks = max(1, length // most)
-        rows = 1 if self.chunks > 1 else min(shape.rows, half_windows // length)
-        self.rows_log2 = rows.bit_length() - 1
-        self.payload = layout.payload_bytes(group, kept, bits)
-        codes = {0: 8, 4: 4, 8: 8, 12: 6}[kept]  # of a half-window, on average
-        positions = windows * coded
-        chunked = self.chunks > 1
-        self.positions_bytes = -(-positions // 8)
-        taken = half_windows // per_window  # windows whose positions are taken together
-        self.entries = max(1, windows // taken) if kept else 1
-        self.entry_bits = positions // self.entries
-        self.chunk_bytes = most * codes * bits // 8 if chunked else 0
-        self.chunk_need = -(-(positions + most * codes * bits) // 8)
-        self.last_bytes = self.payload - (self.chunks - 1) * self.chunk_bytes
-        self.need = (max(self.chunk_need, self.last_bytes) if chunked else rows * self.payload)
-        region, used = half_windows // rows, min(length, most)
-        self.used = sum(((1 << used) - 1) << (row * region) for row in range(rows))
-        self.code_bits, self.position_bits = [], []
-        for part in range(shape.rows):
-            row, inside = divmod(part, shape.rows // rows)
-            start, ahead = 8 * row * self.payload, inside * shape.part_half_windows
-            self.code_bits.append(start + positions + ahead * codes * bits)
-            self.position_bits.append(start + ahead // per_window * coded)
+        windows = (1 << group_log2) // layout.WINDOW
+        here = min(windows, shape.windows)  # of a chunk
+        self.chunks = windows // here
+        half_windows = here * (2 if layout.window_codes(kept) > CASCADE else 1)
+        regions = 1 if self.chunks > 1 or kept == 12 else shape.half_windows // half_windows
+        self.regions_log2 = regions.bit_length() - 1
+        self.rows = min(shape.rows, regions)
+        codes = here * layout.window_codes(kept)
+        counts = range(self.rows + 1)
+        self.codes_bytes = [-(-rows * codes * bits // 8) for rows in counts]
+        self.position_bits = [rows * here * layout.position_bits(kept) for rows in counts]
+        self.step_bytes = shape.parts_together(bits) * shape.beat_bytes * bits // 8
+        low = (1 << here) - 1
+        if kept == 12:
+            self.used = low | low << shape.windows
+        else:
+            self.used = (1 << (half_windows if self.chunks > 1 else shape.half_windows)) - 1

@@ -4,7 +4,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from alula.hw import layout
+from alula.hw import layout, numerics
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane.shape import (
     CHUNK_BITS,
@@ -16,31 +16,34 @@ from alula.hw.lane.shape import (
 
 HEADER_BITS = sum(layout.HEADER_FIELDS.values())
 START = data.StructLayout({"groups": GROUPS_BITS, "group_log2": 4, "strips": STRIPS_BITS})
+SUB_BITS = 2  # of the number of a step among those of its bundle
 
 
 class Kind(enum.Enum, shape=2):
-    """What a step takes from the buffer."""
+    """What a step takes from the stream."""
 
     SCALES = 0
     ZERO_POINTS = 1
-    POSITIONS = 2  # of later chunks of a row
-    CODES = 3  # with the positions at the row's start
+    POSITIONS = 2
+    CODES = 3
 
 
 def step_layout(shape):
     """Return the layout of a step.
 
-    ``code_at`` and ``position_at`` are bit addresses in the buffer for each part. ``count`` rows
-    of a tile's ``present`` rows are there, after ``done`` ones. ``item`` and ``zero_item`` number
-    their scales and zero points in the segment; ``item`` is a word's number if a step writes them.
+    ``offset`` and ``coded_offset`` are where what it takes begins: bytes in the stream's front,
+    bits in the position codes'. ``count`` rows of a tile's ``present`` rows are in a bundle, after
+    ``done`` ones; a row, or its chunk, has ``2**windows_log2`` windows. ``sub`` numbers the steps
+    of a bundle, which is there with the ``last_sub``. ``item`` and ``zero_item`` number the scales
+    and zero points of its rows in the segment; ``item`` is a word's number if a step writes them.
     """
-    address = (8 * shape.buffer_beats * shape.beat_bytes - 1).bit_length()
     return data.StructLayout({
-        "valid": 1, "kind": Kind, "code_at": data.ArrayLayout(address, shape.rows),
-        "position_at": data.ArrayLayout(address, shape.rows), "width": 2, "kept": 2,
-        "zero_points": 1, "rows_log2": 2, "count": 3, "done": 4, "present": TILE_ROWS,
-        "used": shape.half_windows, "chunked": 1, "chunk": CHUNK_BITS, "last_chunk": 1,
-        "last_of_tile": 1, "end_of_strip": 1, "item": 8, "zero_item": 8})
+        "valid": 1, "kind": Kind, "offset": range(shape.beat_bytes),
+        "coded_offset": range(8 * shape.beat_bytes), "width": 2, "kept": 2, "zero_points": 1,
+        "windows_log2": 3, "regions_log2": shape.regions_bits, "count": 3, "done": 4,
+        "present": TILE_ROWS, "used": shape.half_windows, "sub": SUB_BITS, "last_sub": 1,
+        "chunk": CHUNK_BITS, "last_chunk": 1, "last_of_tile": 1, "end_of_strip": 1, "item": 8,
+        "zero_item": 8})
 
 
 def _format_table(shape):
@@ -48,19 +51,11 @@ def _format_table(shape):
     entries = []
     for key in format_keys():
         tile = TileFormat(shape, *key)
-        entry = dict(rows_log2=tile.rows_log2, last_chunk=tile.chunks - 1,
-                     chunked=int(tile.chunks > 1), positions=tile.positions_bytes,
-                     last_entry=tile.entries - 1, entry_bits=tile.entry_bits,
-                     chunk_bytes=tile.chunk_bytes, chunk_need=tile.chunk_need,
-                     last_bytes=tile.last_bytes, used=tile.used)
-        mask = 8 * shape.buffer_beats * shape.beat_bytes - 1
-        for row in range(shape.rows):
-            fits = row < 1 << tile.rows_log2
-            entry[f"payload_{row + 1}"] = (row + 1) * tile.payload if fits else 0
-            entry[f"code_bits_{row}"] = tile.code_bits[row] & mask
-            entry[f"position_bits_{row}"] = tile.position_bits[row] & mask
-        if tile.chunks > 1:
-            entry["payload_1"] = 0
+        entry = dict(regions_log2=tile.regions_log2, rows=tile.rows, last_chunk=tile.chunks - 1,
+                     step=tile.step_bytes, used=tile.used)
+        for name, by_count in (("codes", tile.codes_bytes), ("coded", tile.position_bits)):
+            for rows in range(1, shape.rows + 1):
+                entry[f"{name}_{rows}"] = by_count[min(rows, tile.rows)]
         entries.append(entry)
     fields = {name: max(1, max(entry[name] for entry in entries).bit_length())
               for name in entries[0]}
@@ -76,9 +71,23 @@ class _Tile:
         self.count = Signal(5, reset_less=True)
         self.constants = constants
 
+    @property
+    def kept(self):
+        return self.header[TILE_ROWS + 2:TILE_ROWS + 4]
+
+    @property
+    def width(self):
+        return self.header[TILE_ROWS + 4:TILE_ROWS + 6]
+
 
 def _ones(bits):
     return sum((bit for bit in bits), Const(0, 1))
+
+
+def _times(count, factor):
+    """Return a small product as a sum of shifts."""
+    return sum((count << bit for bit in range(factor.bit_length()) if factor >> bit & 1),
+               Const(0, 1))
 
 
 class Steps(wiring.Component):
@@ -90,53 +99,42 @@ class Steps(wiring.Component):
         A stream to come, of at least one strip; taken when the one before is through.
     enable : ``In(1)``
         The pipeline behind takes a step in this clock.
-    wrote : ``In(1)``
-        A beat is written to the buffer in this clock.
-    room : ``Out(1)``
-        The buffer has room for a beat.
-    write_slot, slot : ``Out``
-        The buffer's beats to write next, and at which the stream now is.
-    head : ``In(8 * beat_bytes)``
-        The beat at ``slot``.
+    head : ``In(8 * beat_bytes)``, ready : ``In(1)``, offset : ``In``, fits : ``In(1)``
+    size : ``Out``, take, drop : ``Out(1)``
+        The stream's :class:`alula.hw.lane.gear.Gear`, in bytes; ``head`` is its first word.
+    coded_offset, coded_fits : ``In``; coded_size, coded_take, coded_drop : ``Out``
+        That of the position codes, in bits.
     step : ``Out(step_layout)``
         A register; it changes when ``enable``.
     """
 
     def __init__(self, arch, shape):
         self.arch, self.shape = arch, shape
-        slots = range(shape.buffer_beats)
+        size, bits = range(shape.beat_bytes + 1), 8 * shape.beat_bytes
         super().__init__({
-            "start": In(stream.Signature(START)), "enable": In(1), "wrote": In(1), "room": Out(1),
-            "write_slot": Out(slots), "slot": Out(slots), "head": In(8 * shape.beat_bytes),
+            "start": In(stream.Signature(START)), "enable": In(1),
+            "head": In(bits), "ready": In(1), "offset": In(range(shape.beat_bytes)),
+            "fits": In(1), "size": Out(size), "take": Out(1), "drop": Out(1),
+            "coded_offset": In(range(bits)), "coded_fits": In(1),
+            "coded_size": Out(range(bits + 1)), "coded_take": Out(1), "coded_drop": Out(1),
             "step": Out(step_layout(shape))})
 
     def elaborate(self, platform):
         self.m = m = Module()
-        shape = self.shape
-        beat_log2 = shape.beat_bytes.bit_length() - 1
-        span = 2 * shape.buffer_beats * shape.beat_bytes  # of byte addresses: twice the buffer
-        self.at, self.written = Signal(range(span)), Signal(range(2 * shape.buffer_beats))
-        self.available = Signal(range(span))
-        self.need, self.advance = Signal(range(span)), Signal(range(span))
-        self.issue = Signal()
-        at_beat = self.at[beat_log2:]
-        m.d.comb += [
-            self.available.eq(Cat(Const(0, beat_log2), self.written) - self.at),
-            self.room.eq((self.written - at_beat)[:len(self.written)] != shape.buffer_beats),
-            self.write_slot.eq(self.written), self.slot.eq(at_beat),
-        ]
-        with m.If(self.wrote):
-            m.d.sync += self.written.eq(self.written + 1)
-        self.moved = Signal(range(span))
-        m.d.comb += self.moved.eq(self.at + self.advance)
-
+        self.issue, self.kind = Signal(), Signal(Kind)
+        self.tile_codes = Signal()  # codes are being taken
+        self.last_tile, self.end_of_strip = Signal(), Signal()
+        self.scales_left, self.zeros_left = Signal(9), Signal(9)
         self.groups, self.group_log2 = Signal(GROUPS_BITS), Signal(4)
         self.strips, self.tiles = Signal(STRIPS_BITS), Signal(GROUPS_BITS)
         self.segment = Signal(range(SEGMENT_TILES + 1))  # tiles of this segment
         m.d.comb += self.segment.eq(Mux(self.tiles > SEGMENT_TILES, SEGMENT_TILES, self.tiles))
         self._headers()
+        self._count_positions()
         self._tiles()
+        self._plan()
         self._sections()
+        self._describe()
         return m
 
     def _headers(self):
@@ -145,24 +143,26 @@ class Steps(wiring.Component):
         self.headers = Signal(HEADER_BITS * SEGMENT_TILES, reset_less=True)
         self.headed = Signal(range(SEGMENT_TILES + per_beat + 1))  # tiles whose headers are there
         self.read_head = Signal()
-        self.scales_left, self.zeros_left = Signal(9), Signal(9)
+        self.sparse = Signal()  # a tile of the segment is
         self.counted = Signal(3, init=0)  # a beat of headers at each stage of counting
         words = [self.head[32 * i:32 * i + HEADER_BITS] for i in range(per_beat)]
         left = Signal(range(SEGMENT_TILES + 1))
         m.d.comb += left.eq(self.segment - self.headed)
-        held, ones, zeros = [], [], []
+        ones, zeros, sparse = [], [], []
         for i, word in enumerate(words):
             here = Signal(HEADER_BITS, reset_less=True)
             count, zero = Signal(5, reset_less=True), Signal(5, reset_less=True)
             m.d.sync += [here.eq(Mux(i < left, word, 0)), count.eq(_ones(here[:TILE_ROWS])),
                          zero.eq(Mux(here[-1], _ones(here[:TILE_ROWS]), 0))]
-            held.append(here)
             ones.append(count)
             zeros.append(zero)
+            sparse.append(here[TILE_ROWS:TILE_ROWS + 4].any())
         self.scales_here, self.zeros_here = Signal(9), Signal(9)
         m.d.comb += [self.scales_here.eq(Mux(self.counted[1], sum(ones), 0)),
                      self.zeros_here.eq(Mux(self.counted[1], sum(zeros), 0))]
         m.d.sync += self.counted.eq(Cat(self.read_head, self.counted))
+        with m.If(self.counted[0] & Cat(sparse).any()):
+            m.d.sync += self.sparse.eq(1)
         with m.If(self.read_head):
             m.d.sync += self.headed.eq(self.headed + per_beat)
             for first in range(0, SEGMENT_TILES, per_beat):
@@ -171,6 +171,33 @@ class Steps(wiring.Component):
                     m.d.sync += target.eq(Cat(words))
         self.head_bytes = Signal(range(self.shape.beat_bytes + 1))
         m.d.comb += self.head_bytes.eq(Mux(left > per_beat, per_beat, left) << 2)
+
+    def _count_positions(self):
+        """Count the bytes of the segment's position codes, a tile a clock."""
+        m = self.m
+        self.weighed = Signal(range(SEGMENT_TILES + 1))  # tiles that are looked at
+        self.positions_left = Signal(range(layout.positions_bytes(
+            SEGMENT_TILES * TILE_ROWS, max(numerics.GROUPS), 8) + 1))
+        self.positions_taken, self.positions_known = Signal(), Signal()
+        header = Signal(HEADER_BITS, reset_less=True)
+        count, kept = Signal(5, reset_less=True), Signal(2, reset_less=True)
+        bits, here = Signal(8, reset_less=True), Signal(10)  # of a row's windows, of the tile
+        valid, look = Signal(3), Signal()
+        by_kept = Array([Const(0, 1), *(_times(count, layout.KEPT_PATTERNS[4 * quarters])
+                                        for quarters in (1, 2, 3))])
+        m.d.comb += [
+            look.eq((self.weighed < self.headed) & (self.weighed != self.segment)),
+            here.eq(((bits << (self.group_log2 - 4)[:3]) + 7) >> 3),
+            self.positions_known.eq((self.weighed == self.segment) & ~valid.any()),
+        ]
+        m.d.sync += [
+            valid.eq(Cat(look, valid)), self.weighed.eq(self.weighed + look),
+            header.eq(self.headers.word_select(self.weighed[:4], HEADER_BITS)),
+            count.eq(_ones(header[:TILE_ROWS])), kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
+            bits.eq(by_kept[kept]),
+            self.positions_left.eq(self.positions_left + Mux(valid[2], here, 0)
+                                   - Mux(self.positions_taken, self.size, 0)),
+        ]
 
     def _tiles(self):
         """Look up the tiles of a segment, one ahead of the current one."""
@@ -184,10 +211,10 @@ class Steps(wiring.Component):
         header = Signal(HEADER_BITS, reset_less=True)
         self.next = ahead = _Tile(port.data)
         self.current = current = _Tile(Signal(table, reset_less=True))
-        self.take = Signal()  # the next tile becomes the current one
+        self.load = Signal()  # the next tile becomes the current one
         look, move = Signal(), Signal()
         m.d.comb += [
-            move.eq(first & (~ahead.valid | self.take)),
+            move.eq(first & (~ahead.valid | self.load)),
             look.eq((self.looked < self.headed) & (self.looked != self.segment)
                     & (~first | move)),
             port.en.eq(move),
@@ -202,51 +229,103 @@ class Steps(wiring.Component):
         with m.If(move):
             m.d.sync += [ahead.header.eq(header), ahead.valid.eq(1),
                          ahead.count.eq(_ones(header[:TILE_ROWS]))]
-        with m.Elif(self.take):
+        with m.Elif(self.load):
             m.d.sync += ahead.valid.eq(0)
-        with m.If(self.take):
+        with m.If(self.load):
             m.d.sync += [current.header.eq(ahead.header), current.count.eq(ahead.count),
                          current.constants.eq(ahead.constants)]
 
-    def _plan(self, constants, rows, chunk, positions):
-        """Return the bytes that a step needs and advances by."""
-        count = Mux(rows > self.shape.rows, self.shape.rows, rows)
-        whole = [constants[f"payload_{n}"] for n in range(1, self.shape.rows + 1)]
-        together = 1 << constants.rows_log2
-        bytes_ = Array([Const(0, 1), *whole])[Mux(count > together, together, count)]
-        last = chunk == constants.last_chunk
-        need = Mux(positions, constants.positions,
-                   Mux(last, constants.last_bytes, constants.chunk_need))
-        advance = Mux(positions, 0,
-                      Mux(last, constants.last_bytes, constants.chunk_bytes))
-        chunked = constants.chunked & (rows != 0)
-        return Mux(chunked, need, bytes_), Mux(chunked, advance, bytes_)
+    def _plan(self):
+        """Decide what the next step takes of a bundle's codes, a clock ahead."""
+        m, shape, tile, ahead = self.m, self.shape, self.current, self.next
+        names = range(1, shape.rows + 1)
+        self.rows, self.done = Signal(5), Signal(5)  # of the tile, still to come and through
+        self.chunk, self.sub = Signal(CHUNK_BITS), Signal(SUB_BITS)
+        self.codes_size, self.codes_after = (Signal(range(shape.slots + 1)) for _ in range(2))
+        self.last_sub = Signal()
+        self.coded, self.coded_phase = Signal.like(self.coded_size), Signal(3)
+        self.count = Signal(3)
+        self.row_done, self.last_step = Signal(), Signal()
+        self.bundle_done, self.finished = Signal(), Signal()
+        constants = tile.constants
+        m.d.comb += [
+            self.count.eq(Mux(self.rows < constants.rows, self.rows, constants.rows)),
+            self.row_done.eq(self.chunk == constants.last_chunk),
+            self.last_step.eq((self.rows <= constants.rows)
+                              & ((self.rows == 0) | self.row_done)),
+            self.finished.eq(self.bundle_done & self.last_step),
+            self.load.eq(ahead.valid & (~tile.valid | self.finished)),
+        ]
+
+        def planned(constants, rows, chunk, phase):
+            """Return the bytes of a bundle's codes, and the bits of its position codes."""
+            most = Mux(rows < constants.rows, rows, constants.rows)
+            whole, coded = (Array([Const(0, 1), *(constants[f"{name}_{n}"] for n in names)])[most]
+                            for name in ("codes", "coded"))
+            last = (rows <= constants.rows) & (chunk == constants.last_chunk)
+            pad = (0 - phase - coded[:3])[:3]  # a tile's position codes end at a byte
+            return whole, coded + Mux(last, pad, 0)
+
+        rows_then, chunk_then = Signal(5), Signal(CHUNK_BITS)
+        m.d.comb += [
+            rows_then.eq(Mux(self.row_done, self.rows - self.count, self.rows)),
+            chunk_then.eq(Mux(self.row_done, 0, self.chunk + 1)),
+        ]
+        phase_then = (self.coded_phase + self.coded)[:3]
+        fresh = planned(ahead.constants, ahead.count, Const(0, 1), Const(0, 3))
+        later = planned(constants, rows_then, chunk_then, phase_then)
+        whole, step = Signal.like(self.codes_after), Signal.like(self.codes_after)
+        m.d.comb += [
+            step.eq(Mux(self.load, ahead.constants.step, constants.step)),
+            whole.eq(Mux(self.load, fresh[0], Mux(self.last_sub, later[0], self.codes_after)))]
+        with m.If(self.load | (self.issue & self.tile_codes)):
+            m.d.sync += [self.last_sub.eq(whole <= step),
+                         self.codes_size.eq(Mux(whole <= step, whole, step)),
+                         self.codes_after.eq(whole - step), self.sub.eq(self.sub + 1)]
+        with m.If(self.bundle_done):
+            m.d.sync += [self.rows.eq(rows_then), self.chunk.eq(chunk_then), self.sub.eq(0),
+                         self.coded.eq(later[1]), self.coded_phase.eq(phase_then)]
+            with m.If(self.row_done):
+                m.d.sync += self.done.eq(self.done + self.count)
+        with m.If(self.load):
+            m.d.sync += [tile.valid.eq(1), self.rows.eq(ahead.count), self.done.eq(0),
+                         self.chunk.eq(0), self.sub.eq(0), self.coded.eq(fresh[1]),
+                         self.coded_phase.eq(0)]
+        with m.Elif(self.finished):
+            m.d.sync += tile.valid.eq(0)
 
     def _sections(self):
+        """Go through a segment's sections."""
         m, shape, tile = self.m, self.shape, self.current
-        at, available = self.at, self.available
-        beat_mask = shape.beat_bytes - 1
-        section, word = Signal(range(shape.slots + 1)), Signal(8)
-        constants = tile.constants
-        rows, done = Signal(5), Signal(5)  # of the tile, still to come and through
-        chunk, positions = Signal(CHUNK_BITS), Signal()
-        coded = Signal(range(2048))  # bits of the row's position codes that are through
+        beat = shape.beat_bytes
+        self.word = Signal(8)
         tiles_here = Signal(range(SEGMENT_TILES + 1))  # tiles of the segment that are begun
-        scale, zero = Signal(9), Signal(9)  # of the segment, through
-        need, advance = Signal.like(self.need), Signal.like(self.advance)  # of the step of codes
-        codes, scales, zeros = Signal(), Signal(), Signal()  # kind of step
-        count = Signal(3)
-        together = Signal(3)
-        last_chunk, last_step, row_done = Signal(), Signal(), Signal()
-        m.d.comb += [
-            together.eq(1 << constants.rows_log2),
-            count.eq(Mux(rows < together, rows, together)),
-            last_chunk.eq(chunk == Mux(positions, constants.last_entry, constants.last_chunk)),
-            row_done.eq(~positions & last_chunk),
-            last_step.eq((rows <= together) & ((rows == 0) | row_done)),
-        ]
-        last_tile = tiles_here == self.segment
-        end_of_strip = self.tiles <= SEGMENT_TILES
+        self.scale, self.zero = Signal(9), Signal(9)  # of the segment, through
+        left, there = Signal(range(512)), Signal()  # bytes of a section, and that a step may be
+        m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
+                     self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
+
+        def section(state, kind, amount, each, after):
+            """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
+            with m.State(state):
+                m.d.comb += [self.kind.eq(kind), there.eq(1),
+                             left.eq(Mux(amount > beat // each, beat // each, amount)),
+                             self.size.eq(left << (each - 1))]
+                with m.If(self.issue):
+                    m.d.sync += [amount.eq(amount - left), self.word.eq(self.word + 1)]
+                    with m.If(amount <= beat // each):
+                        m.d.sync += self.word.eq(0)
+                        after()
+
+        def after_zeros():
+            m.next = "CODES"
+            with m.If(self.sparse):
+                m.next = "POSITIONS"
+
+        def after_scales():
+            after_zeros()
+            with m.If(self.zeros_left != 0):
+                m.next = "ZEROS"
 
         with m.FSM() as phase:
             with m.State("IDLE"):
@@ -256,122 +335,74 @@ class Steps(wiring.Component):
                              self.strips.eq(start.strips), self.tiles.eq(start.groups)]
                 with m.If(self.start.valid):
                     m.next = "HEADERS"
-            with m.State("HEADERS"):
-                m.d.comb += [self.read_head.eq(available >= shape.beat_bytes),
-                             self.advance.eq(self.head_bytes)]
-                with m.If(self.read_head):
-                    m.d.sync += at.eq(self.moved)
-                    with m.If(self.headed + shape.beat_bytes // 4 >= self.segment):
-                        m.next = "COUNT"
+            with m.State("HEADERS"):  # at the start of a beat, as are the position codes
+                aligned = self.offset == 0
+                m.d.comb += [self.drop.eq(~aligned), self.coded_drop.eq(self.coded_offset != 0),
+                             self.read_head.eq(self.ready & aligned),
+                             self.size.eq(self.head_bytes)]
+                with m.If(self.read_head & (self.headed + beat // 4 >= self.segment)):
+                    m.next = "COUNT"
             with m.State("COUNT"), m.If(~self.counted[0]):
                 m.next = "SCALES"
-            with m.State("SCALES"):
+            section("SCALES", Kind.SCALES, self.scales_left, 2, after_scales)
+            section("ZEROS", Kind.ZERO_POINTS, self.zeros_left, 1, after_zeros)
+            with m.State("POSITIONS"):
+                full = self.positions_left >= beat
                 m.d.comb += [
-                    scales.eq(1),
-                    section.eq(Mux(self.scales_left > shape.slots // 2, shape.slots,
-                                   self.scales_left << 1)),
-                    self.need.eq(section), self.advance.eq(section)]
-                with m.If(self.issue):
-                    m.d.sync += [self.scales_left.eq(self.scales_left - (section >> 1)),
-                                 word.eq(word + 1)]
-                    with m.If(self.scales_left <= shape.slots // 2):
-                        m.d.sync += word.eq(0)
-                        with m.If(self.zeros_left != 0):
-                            m.next = "ZEROS"
-                        with m.Else():
-                            m.next = "CODES"
-            with m.State("ZEROS"):
-                m.d.comb += [
-                    zeros.eq(1),
-                    section.eq(Mux(self.zeros_left > shape.slots, shape.slots, self.zeros_left)),
-                    self.need.eq(section), self.advance.eq(section)]
-                with m.If(self.issue):
-                    m.d.sync += [self.zeros_left.eq(self.zeros_left - section), word.eq(word + 1)]
-                    with m.If(self.zeros_left <= shape.slots):
-                        m.next = "CODES"
+                    self.kind.eq(Kind.POSITIONS),
+                    there.eq(full | (self.positions_known & (self.positions_left != 0))),
+                    self.size.eq(Mux(full, beat, self.positions_left)),
+                    self.positions_taken.eq(self.issue)]
+                with m.If(self.positions_known & (self.positions_left == 0)):
+                    m.next = "CODES"
             with m.State("CODES"):
-                m.d.comb += [codes.eq(1), self.need.eq(need), self.advance.eq(advance)]
-                with m.If(self.issue & last_step & last_tile):
-                    m.d.sync += [self.headed.eq(0), self.looked.eq(0),
-                                 self.tiles.eq(self.tiles - self.segment)]
+                m.d.comb += [self.kind.eq(Kind.CODES), self.tile_codes.eq(1),
+                             there.eq(tile.valid & (~self.last_sub | self.coded_fits)),
+                             self.size.eq(self.codes_size)]
+                with m.If(self.finished & self.last_tile):
+                    m.d.sync += [self.headed.eq(0), self.looked.eq(0), self.weighed.eq(0),
+                                 self.sparse.eq(0), self.tiles.eq(self.tiles - self.segment)]
                     m.next = "HEADERS"
-                    with m.If(end_of_strip):
+                    with m.If(self.end_of_strip):
                         m.d.sync += [self.tiles.eq(self.groups), self.strips.eq(self.strips - 1)]
                         with m.If(self.strips == 1):
                             m.next = "IDLE"
         with m.If(~phase.ongoing("SCALES") & ~phase.ongoing("ZEROS")):
             m.d.sync += [self.scales_left.eq(self.scales_left + self.scales_here),
                          self.zeros_left.eq(self.zeros_left + self.zeros_here)]
-        m.d.comb += self.issue.eq(self.enable & (scales | zeros | (codes & tile.valid))
-                                  & (available >= self.need))
-        with m.If(self.issue):
-            m.d.sync += at.eq(self.moved)
-            with m.If(codes & last_step & last_tile):
-                m.d.sync += at.eq((self.moved + beat_mask) & ~beat_mask)
-
-        # The tile's next step, or the next tile's first: both are planned, and one is taken as
-        # it turns out, since whether a step is issued is known late in a clock.
-        finished = Signal()
         m.d.comb += [
-            finished.eq(self.issue & codes & last_step),
-            self.take.eq(self.next.valid & (~tile.valid | finished)),
+            self.issue.eq(self.enable & there & self.fits),
+            self.take.eq(self.issue | self.read_head),
+            self.bundle_done.eq(self.issue & self.tile_codes & self.last_sub),
+            self.coded_size.eq(self.coded), self.coded_take.eq(self.bundle_done),
         ]
-        ahead = self.next
-        # The positions of all takes but the first come before the codes.
-        more, more_ahead, rows_left = Signal(), Signal(), Signal(5)
-        m.d.comb += [
-            rows_left.eq(rows - together),
-            more.eq((constants.last_entry != 0) & (rows_left != 0)),
-            more_ahead.eq((ahead.constants.last_entry != 0) & (ahead.count != 0))]
-        rows_then, chunk_then, positions_then = Signal(5), Signal(CHUNK_BITS), Signal()
-        coded_then = Signal.like(coded)
-        m.d.comb += [
-            rows_then.eq(Mux(row_done, rows_left, rows)),
-            chunk_then.eq(Mux(row_done, more, Mux(last_chunk, 0, chunk + 1))),
-            positions_then.eq(Mux(row_done, more, positions & ~last_chunk)),
-            coded_then.eq(Mux(row_done, Mux(more, constants.entry_bits, 0), Mux(
-                last_chunk, 0, coded + Mux(positions, constants.entry_bits, 0))))]
-        to_come = (need, advance, rows, chunk, positions, coded)
-        with m.If(self.take):
-            m.d.sync += [tile.valid.eq(1), done.eq(0), tiles_here.eq(tiles_here + 1)]
-            m.d.sync += [now.eq(then) for now, then in zip(to_come, (
-                *self._plan(ahead.constants, ahead.count, more_ahead, more_ahead), ahead.count,
-                more_ahead, more_ahead, Mux(more_ahead, ahead.constants.entry_bits, 0)),
-                strict=True)]
-        with m.Elif(finished):
-            m.d.sync += tile.valid.eq(0)
-        with m.Elif(self.issue & codes):
-            m.d.sync += [now.eq(then) for now, then in zip(to_come, (
-                *self._plan(constants, rows_then, chunk_then, positions_then), rows_then,
-                chunk_then, positions_then, coded_then), strict=True)]
-            with m.If(row_done):
-                m.d.sync += done.eq(done + together)
-        with m.If(self.issue & codes & row_done):
-            m.d.sync += scale.eq(scale + count)
+        with m.If(self.load):
+            m.d.sync += tiles_here.eq(tiles_here + 1)
+        with m.If(self.bundle_done & self.row_done):
+            m.d.sync += self.scale.eq(self.scale + self.count)
             with m.If(tile.header[-1]):
-                m.d.sync += zero.eq(zero + count)
-        with m.If(finished & last_tile):
-            m.d.sync += [tiles_here.eq(0), scale.eq(0), zero.eq(0), word.eq(0)]
+                m.d.sync += self.zero.eq(self.zero + self.count)
+        with m.If(self.finished & self.last_tile):
+            m.d.sync += [tiles_here.eq(0), self.scale.eq(0), self.zero.eq(0)]
 
-        step = self.step
+    def _describe(self):
+        """Put what is issued into the step's register."""
+        m, step, tile = self.m, self.step, self.current
+        codes, constants = self.tile_codes, tile.constants
+        most = self.shape.windows.bit_length() - 1
         with m.If(self.enable):
             m.d.sync += [
-                step.valid.eq(self.issue),
-                step.kind.eq(Mux(codes, Mux(positions, Kind.POSITIONS, Kind.CODES),
-                                 Mux(zeros, Kind.ZERO_POINTS, Kind.SCALES))),
-                step.width.eq(Mux(codes, tile.header[TILE_ROWS + 4:TILE_ROWS + 6], 3)),
-                step.kept.eq(Mux(codes, tile.header[TILE_ROWS + 2:TILE_ROWS + 4], 0)),
-                step.zero_points.eq(tile.header[-1]), step.rows_log2.eq(constants.rows_log2),
-                step.count.eq(count), step.done.eq(done), step.present.eq(tile.header[:TILE_ROWS]),
-                step.used.eq(constants.used), step.chunked.eq(constants.chunked),
-                step.chunk.eq(chunk), step.last_chunk.eq(last_chunk | (rows == 0)),
-                step.last_of_tile.eq(last_step),
-                step.end_of_strip.eq(last_step & last_tile & end_of_strip),
-                step.item.eq(Mux(codes, scale, word)), step.zero_item.eq(zero),
+                step.valid.eq(self.issue), step.kind.eq(self.kind),
+                step.offset.eq(self.offset), step.coded_offset.eq(self.coded_offset),
+                step.width.eq(tile.width), step.kept.eq(tile.kept),
+                step.zero_points.eq(tile.header[-1]),
+                step.windows_log2.eq(Mux(self.group_log2 - 4 < most, self.group_log2 - 4, most)),
+                step.regions_log2.eq(constants.regions_log2), step.used.eq(constants.used),
+                step.count.eq(self.count), step.done.eq(self.done),
+                step.present.eq(tile.header[:TILE_ROWS]),
+                step.sub.eq(self.sub), step.last_sub.eq(self.last_sub),
+                step.chunk.eq(self.chunk), step.last_chunk.eq(self.row_done | (self.rows == 0)),
+                step.last_of_tile.eq(self.last_step),
+                step.end_of_strip.eq(self.last_step & self.last_tile & self.end_of_strip),
+                step.item.eq(Mux(codes, self.scale, self.word)), step.zero_item.eq(self.zero),
             ]
-            bit = Cat(Const(0, 3), at)
-            for part in range(shape.rows):
-                ahead = Mux(codes, constants[f"code_bits_{part}"], 8 * shape.part_slots * part)
-                m.d.sync += [
-                    step.code_at[part].eq(bit + ahead),
-                    step.position_at[part].eq(bit + coded + constants[f"position_bits_{part}"])]

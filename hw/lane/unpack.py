@@ -4,20 +4,21 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from alula.hw import numerics
+from alula.hw import layout, numerics
+from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane import positions
 from alula.hw.lane.delay import delayed
+from alula.hw.lane.gear import Gear, WordQueue
 from alula.hw.lane.positions import PositionDecoder
 from alula.hw.lane.rowstore import RowStore
-from alula.hw.lane.shape import CHUNK_BITS, LaneShape
+from alula.hw.lane.shape import SELECT_BITS, LaneShape
 from alula.hw.lane.steps import START, Kind, Steps, step_layout
 from alula.hw.lane.window import window
-from alula.hw.ram import Ram
 
-GRANULE_BYTES = 16  # of the first of the two shifts
-EXPANDED = 3  # stage at which codes and position codes are whole
-DECODED = EXPANDED + 1  # stage at which the decoders take position codes
-LATENCY = DECODED + positions.LATENCY  # stages to a bundle
+COARSE_BYTES, COARSE_BITS = 16, 32  # the first shift's unit: of the stream, of position codes
+TAKEN = 2  # stage at which what a step takes is at its place
+LATENCY = TAKEN + positions.LATENCY  # stages to a bundle
+QUAD = 4  # slots that take their codes together
 
 
 def _cut(value, width, count):
@@ -27,9 +28,9 @@ def _cut(value, width, count):
 class Unpacker(wiring.Component):
     """Turn the beats of weight streams into bundles.
 
-    A bundle a clock, if the buffer has its bytes. Absent rows take no time; a tile without any
-    makes an empty bundle. A sparse row of more than two chunks, or of two that keep 12 of 16,
-    takes further clocks for their positions.
+    A step a clock, if its bytes are there. A step takes scales, zero points, position codes or a
+    bundle's codes, at most a beat of them, so wide codes take several steps a bundle. Absent rows
+    take no time; a tile without any makes an empty bundle.
 
     Members
     -------
@@ -48,186 +49,223 @@ class Unpacker(wiring.Component):
 
     def elaborate(self, platform):
         self.m = m = Module()
-        shape = self.shape
-        m.submodules.steps = steps = Steps(self.arch, shape)
-        wiring.connect(m, wiring.flipped(self.start), steps.start)
         self.go = go = Signal()  # all stages move
-        m.d.comb += [go.eq(~self.bundles.valid | self.bundles.ready), steps.enable.eq(go),
-                     # A stalled step still reads the buffer.
-                     self.beats.ready.eq(steps.room & go),
-                     steps.wrote.eq(self.beats.valid & self.beats.ready)]
-        beat_bits = 8 * shape.beat_bytes
-        self.buffer = Signal(beat_bits * shape.buffer_beats, reset_less=True)
-        m.d.comb += steps.head.eq(self.buffer.word_select(steps.slot, beat_bits))
-        for slot, part in enumerate(_cut(self.buffer, beat_bits, shape.buffer_beats)):
-            with m.If(steps.wrote & (steps.write_slot == slot)):
-                m.d.sync += part.eq(self.beats.payload)
+        m.d.comb += go.eq(~self.bundles.valid | self.bundles.ready)
+        m.submodules.steps = steps = Steps(self.arch, self.shape)
+        wiring.connect(m, wiring.flipped(self.start), steps.start)
+        m.d.comb += steps.enable.eq(go)
+        near, coded_near = self._gears(steps)
 
-        self.stages = [steps.step]
-        for stage in range(1, LATENCY):
-            self.stages.append(Signal(step_layout(shape), name=f"step_{stage}", reset_less=True))
+        self.stages = [None, steps.step]
+        for stage in range(2, LATENCY):
+            self.stages.append(Signal(step_layout(self.shape), name=f"step_{stage}",
+                                      reset_less=True))
             with m.If(go):
                 m.d.sync += self.stages[stage].eq(self.stages[stage - 1])
-        valid = Signal(LATENCY)
+        bundle = steps.step.valid & (steps.step.kind == Kind.CODES) & steps.step.last_sub
+        valid = Signal(LATENCY - 1)
         with m.If(go):
-            m.d.sync += valid.eq(Cat(
-                steps.step.valid & (steps.step.kind == Kind.CODES), valid))
+            m.d.sync += valid.eq(Cat(bundle, valid))
         m.d.comb += self.bundles.valid.eq(valid[-1])
 
-        code_bits = 8 * shape.part_slots
-        coded_bits = positions.CODE_BITS * shape.part_half_windows
-        raw, coded = [], []  # at stage 2
-        for part in range(shape.rows):
-            raw.append(self._shifted(steps.step.code_at[part], code_bits))
-            coded.append(self._shifted(steps.step.position_at[part], coded_bits))
-        items = self._items(Cat(raw))
-        self._selects(coded)
-        self._weights(raw, items)
-        self._sideband(items)
+        beat_bits = 8 * self.shape.beat_bytes
+        taken = self._register(window(m, near, steps.step.offset[:4], beat_bits, 8))
+        fine = steps.step.coded_offset[:(COARSE_BITS - 1).bit_length()]
+        coded = self._register(window(m, coded_near, fine, self._coded_bits()))
+        scales, zeros = self._items(taken)
+        self._positions(taken)
+        lows = self._selects(coded)
+        self._weights(taken, zeros, lows)
+        self._sideband(scales)
         return m
 
-    def _register(self, value):
-        return delayed(self.m, value, 1, self.go)
+    def _coded_bits(self):
+        return positions.CODE_BITS * self.shape.half_windows
 
-    def _shifted(self, at, bits):
-        """Return bits of the buffer from a bit address of stage 0, at stage 2."""
-        m, granule = self.m, 8 * GRANULE_BYTES
-        granule_log2 = granule.bit_length() - 1
-        around = -(-(bits + granule - 1) // granule) * granule
-        near = window(m, self.buffer, at[granule_log2:], around, granule, ring=True)
-        near, fine = self._register(near), self._register(at[:granule_log2])
-        return self._register(window(m, near, fine, bits))
+    def _register(self, value, clocks=1):
+        return delayed(self.m, value, clocks, self.go)
 
-    def _items(self, raw):
-        """Write scales and zero points of stage 2, and return those of a step's rows, stage 3."""
-        m, shape, step = self.m, self.shape, self.stages[2]
+    def _gears(self, steps):
+        """Return the bits around what a step takes, from the beats and from position codes."""
+        m, shape = self.m, self.shape
+        beat_bits = 8 * shape.beat_bytes
+        m.submodules.gear = gear = Gear(beat_bits, 8)
+        m.submodules.coded_gear = coded = Gear(beat_bits, 1)
+        most = layout.positions_bytes(SEGMENT_TILES * TILE_ROWS, max(numerics.GROUPS), 8)
+        m.submodules.coded_words = self.coded_words = words = WordQueue(
+            beat_bits, 1 << (most // shape.beat_bytes).bit_length())
+        wiring.connect(m, wiring.flipped(self.beats), gear.words)
+        wiring.connect(m, words.words, coded.words)
+        m.d.comb += [
+            steps.head.eq(gear.front), steps.ready.eq(gear.ready), steps.offset.eq(gear.offset),
+            steps.fits.eq(gear.fits), gear.size.eq(steps.size), gear.take.eq(steps.take),
+            gear.drop.eq(steps.drop),
+            steps.coded_offset.eq(coded.offset), steps.coded_fits.eq(coded.fits),
+            coded.size.eq(steps.coded_size), coded.take.eq(steps.coded_take),
+            coded.drop.eq(steps.coded_drop),
+        ]
+        return (self._register(window(m, gear.front, gear.offset[4:],
+                                      beat_bits + 8 * COARSE_BYTES - 8, 8 * COARSE_BYTES)),
+                self._register(window(m, coded.front,
+                                      coded.offset[(COARSE_BITS - 1).bit_length():],
+                                      self._coded_bits() + COARSE_BITS - 1, COARSE_BITS)))
+
+    def _items(self, taken):
+        """Write scales and zero points; return those of a step's rows, a stage later."""
+        m, shape, step = self.m, self.shape, self.stages[TAKEN]
         stores = []
         for name, bits, kind, index in (("scales", 16, Kind.SCALES, step.item),
                                         ("zero_points", 8, Kind.ZERO_POINTS, step.zero_item)):
-            m.submodules[name] = store = RowStore(bits, 8 * shape.slots, shape.rows)
-            m.d.comb += [store.enable.eq(self.go), store.data.eq(raw), store.word.eq(step.item),
+            m.submodules[name] = store = RowStore(bits, 8 * shape.beat_bytes, shape.rows)
+            m.d.comb += [store.enable.eq(self.go), store.data.eq(taken), store.word.eq(step.item),
                          store.write.eq(step.valid & (step.kind == kind)), store.index.eq(index)]
             stores.append(store.items)
         return stores
 
+    def _positions(self, taken):
+        """Keep a segment's position codes until the codes come."""
+        step = self.stages[TAKEN]
+        self.m.d.comb += [
+            self.coded_words.data.eq(taken),
+            self.coded_words.write.eq(self.go & step.valid & (step.kind == Kind.POSITIONS))]
+
     def _selects(self, coded):
-        """Decode positions: from stage 2 to the bundle."""
-        m, shape, step = self.m, self.shape, self.stages[2]
-        width, count = positions.CODE_BITS, shape.half_windows
-        per_part = shape.part_half_windows
-        fields = []
-        for j in range(count):
-            part, inside = coded[j // per_part], j % per_part
-            by_kept = [Const(0, 1), part[11 * inside:11 * inside + 11],
-                       part[14 * inside:14 * inside + 14],
-                       part[11 * (inside // 2):11 * (inside // 2) + 11]]
-            field = Signal(width, name=f"field_{j}")
-            # The decoder of an odd half-window is idle in 12 of 16.
-            m.d.comb += field.eq(Array(by_kept)[step.kept] if j % 2 == 0
-                                 else Mux(step.kept[0], by_kept[1], by_kept[2]))
-            fields.append(field)
-        codes = self._register(Cat(fields))
-        step = self.stages[EXPANDED]
-        m.submodules.chunks = held = Ram(shape=width * count, depth=1 << CHUNK_BITS)
-        write, read = held.write_port(), held.read_port(domain="comb")
-        chosen = Signal(width * count)
-        # Unless 12 of 16 are kept, what is taken together is for two chunks.
-        take, paired = Signal(CHUNK_BITS), step.kept != 3
-        m.d.comb += [
-            take.eq(Mux((step.kind == Kind.CODES) & paired, step.chunk >> 1, step.chunk)),
-            write.addr.eq(take), read.addr.eq(take), write.data.eq(codes),
-            write.en.eq(self.go & step.valid & step.chunked
-                        & ((step.kind == Kind.POSITIONS) | (step.chunk == 0))),
-            chosen.eq(Mux(step.chunk == 0, codes, Mux(
-                paired & step.chunk[0], read.data[width * count // 2:], read.data)))]
-        here, step = self._register(chosen), self.stages[DECODED]
-        selects, decoders = [], []
-        kept = self._register(self.stages[-1].kept)
-        for j in range(count):
+        """Decode positions; return which slots hold the codes of 4 of 16, at the bundle's stage."""
+        m, shape, step = self.m, self.shape, self.stages[TAKEN]
+        width, last = positions.CODE_BITS, self.stages[-1]
+        quarters = layout.KEPT_PATTERNS[4]
+        kept = self._register(last.kept)
+        # Slots of a dense row's second half-windows are eight inputs further on.
+        further = self._register(Cat((Const(j, 8) >> last.windows_log2)[0]
+                                     for j in range(shape.half_windows)))
+        decoders, selects, lows = [], [], []
+        for j in range(shape.half_windows):
             m.submodules[f"decoder_{j}"] = decoder = PositionDecoder()
+            code = Mux(step.kept == 2, coded[width * j:width * (j + 1)],
+                       coded[quarters * j:quarters * (j + 1)])
             m.d.comb += [decoder.enable.eq(self.go), decoder.kept.eq(step.kept),
-                         decoder.code.eq(here[width * j:width * (j + 1)])]
+                         decoder.code.eq(code)]
             decoders.append(decoder)
-            sparse = (decoder.first if j % 2 == 0
-                      else Mux(kept == 3, decoders[j - 1].second, decoder.first))
-            dense = sum((8 * (j % 2) + k) << 4 * k for k in range(8))
-            selects.append(Mux(kept == 0, Const(dense, 32), sparse))
+            sparse = decoder.first
+            if j >= shape.windows:
+                sparse = Mux(kept == 3, decoders[j - shape.windows].second, sparse)
+            dense = Cat(Const(0, SELECT_BITS - 1), further[j]).replicate(layout.CASCADE)
+            selects.append(Mux(kept == 0, dense, sparse))
+            lows.append(decoder.low)
         m.d.comb += self.bundles.payload.selects.eq(Cat(selects))
+        return lows
 
-    def _weights(self, raw, items):
-        """Cut out codes and subtract zero points: from stage 2 to the bundle."""
+    def _weights(self, taken, zeros, lows):
+        """Cut out codes and subtract zero points."""
+        shape, stages = self.shape, self.stages
+        expanded = TAKEN + 1
+        codes = self._put_together(self._register(taken, expanded - TAKEN), stages[expanded])
+        placed = self._register(self._placed(codes, stages[expanded + 1]), 2)
+        points = self._register(self._points(zeros, stages[TAKEN + 1]))
+        points = self._register(self._by_half_window(points, stages[TAKEN + 2]), 2)
+        held = self._register(self._held(stages[-2]))
+        self.m.d.comb += self.bundles.payload.weights.eq(Cat(
+            self._weight(code, point, held[slot // QUAD], lows[slot // layout.CASCADE], slot)
+            for slot, (code, point) in enumerate(
+                (code, point) for half_window, point in zip(
+                    _cut(placed, 8 * layout.CASCADE, shape.half_windows),
+                    _cut(points, 8, shape.half_windows), strict=True)
+                for code in _cut(half_window, 8, layout.CASCADE))))
+
+    def _weight(self, code, point, held, low, slot):
+        """Return a slot's code less its zero point, 0 if it holds none."""
+        m, k = self.m, slot % layout.CASCADE
+        difference, weight = (Signal(signed(9), name=f"{name}_{slot}", reset_less=True)
+                              for name in ("difference", "weight"))
+        there = held & ((self.stages[-1].kept != 1) | (low[k] if k < QUAD else ~low[k - QUAD]))
+        with m.If(self.go):
+            m.d.sync += [difference.eq(code - point), weight.eq(difference)]
+            with m.If(~there):
+                m.d.sync += weight.eq(0)
+        return weight
+
+    def _put_together(self, taken, step):
+        """Return the codes of a bundle, 8 bits each, from those of its steps."""
         m, shape = self.m, self.shape
-        step = self.stages[2]
-        expanded = [self._placed(self._expanded(part, step.width), step.kept) for part in raw]
-        codes = self._register(Cat(expanded))  # stage 3
-        last = LATENCY - 1
-        codes = delayed(m, codes, last - EXPANDED, self.go)
-        step = self.stages[EXPANDED]
+        together = Signal(8 * shape.slots, reset_less=True)
+        size = shape.beat_bytes
+        for part in range(shape.parts):
+            by_width, when = [], []
+            for bits in numerics.WEIGHT_BITS:
+                at_once = shape.parts_together(bits)
+                first = part % at_once * size
+                by_width.append(Cat(
+                    Cat(taken[bits * code:bits * (code + 1)], Const(0, 8 - bits))
+                    for code in range(first, first + size)))
+                when.append(step.sub == part // at_once)
+            with m.If(self.go & Array(when)[step.width]):
+                m.d.sync += together[8 * size * part:8 * size * (part + 1)].eq(
+                    Array(by_width)[step.width])
+        return together
+
+    def _placed(self, codes, step):
+        """Return codes where their slots are. Ref: :class:`PositionDecoder`."""
+        shape = self.shape
+        quads = _cut(codes, 8 * QUAD, 2 * shape.half_windows)
+        placed = []
+        for j in range(shape.half_windows):
+            rest = quads[2 * j + 1]
+            if j >= shape.windows:  # the last four codes of each window come after all others
+                rest = Mux(step.kept == 3, Array(
+                    quads[min((2 << log2) + j - shape.windows, len(quads) - 1)]
+                    for log2 in range(shape.windows.bit_length()))[step.windows_log2], rest)
+            placed += [Mux(step.kept == 1, quads[j], quads[2 * j]),
+                       Mux(step.kept == 1, quads[j], rest)]
+        return Cat(placed)
+
+    def _points(self, zeros, step):
+        """Return the zero points of a bundle's rows."""
         default = Array(Const(1 << (bits - 1), 8) for bits in numerics.WEIGHT_BITS)[step.width]
-        zeros = [Mux(step.zero_points, item, default) for item in _cut(items[1], 8, shape.rows)]
-        by_part, there = [], []
-        for part in range(shape.rows):
-            row = Signal(range(shape.rows), name=f"row_of_{part}")
-            m.d.comb += row.eq(part >> (shape.rows_log2 - step.rows_log2)[:2])
-            by_part.append(Array(zeros)[row])
-            there += [row < step.count] * shape.part_half_windows
-        zeros = delayed(m, self._register(Cat(by_part)), last - EXPANDED - 1, self.go)
-        low = Cat(there) & step.used
-        odd = Const(sum(1 << j for j in range(1, shape.half_windows, 2)), shape.half_windows)
-        # Slots 4 to 7 of a half-window hold codes unless it is 4 of 16, or the second of 12.
-        high = low & Array([Const(-1, shape.half_windows), Const(0, shape.half_windows),
-                            Const(-1, shape.half_windows), ~odd])[step.kept]
-        low, high = (delayed(m, self._register(mask), last - EXPANDED - 1, self.go)
-                     for mask in (low, high))
-        zeros = _cut(zeros, 8, shape.rows)
-        weights = []
-        for slot, code in enumerate(_cut(codes, 8, shape.slots)):
-            used = (low if slot % 8 < 4 else high)[slot // 8]
-            difference = Signal(signed(9), name=f"weight_{slot}")
-            m.d.comb += difference.eq(Mux(used, code - zeros[slot // shape.part_slots], 0))
-            weights.append(difference)
-        m.d.comb += self.bundles.payload.weights.eq(self._register(Cat(weights)))
+        return Cat(Mux(step.zero_points, item, default)
+                   for item in _cut(zeros, 8, self.shape.rows))
 
-    def _expanded(self, raw, width):
-        """Return the codes of a part, 8 bits each."""
-        count = self.shape.part_slots
-        by_width = [Cat(Cat(raw[bits * k:bits * (k + 1)], Const(0, 8 - bits)) for k in range(count))
-                    for bits in numerics.WEIGHT_BITS]
-        return Array(by_width)[width]
+    def _region(self, j, step, choose):
+        """Return ``choose`` of the region of a half-window, which depends on their number."""
+        most = self.shape.half_windows.bit_length() - 1
+        return Array(choose(j >> (most - log2)) for log2 in range(most + 1))[step.regions_log2]
 
-    def _placed(self, codes, kept):
-        """Return the codes of a part where their slots are."""
-        m, count = self.m, self.shape.part_half_windows
-        held = Signal(len(codes))
-        m.d.comb += held.eq(codes)
-        four = Cat(held[32 * j:32 * j + 64] if 32 * j + 64 <= len(held) else
-                   Cat(held[32 * j:32 * j + 32], Const(0, 32)) for j in range(count))
-        twelve = Cat(held[96 * (j // 2) + 64 * (j % 2):][:64] for j in range(count))
-        return Array([held, four, held, twelve])[kept]
+    def _by_half_window(self, points, step):
+        """Return the zero point of each half-window."""
+        shape = self.shape
+        points = _cut(points, 8, shape.rows)
+        return Cat(self._region(j, step, lambda row: points[min(row, shape.rows - 1)])
+                   for j in range(shape.half_windows))
 
-    def _sideband(self, items):
-        m, shape, go = self.m, self.shape, self.go
+    def _held(self, step):
+        """Return which slots, four at a time, hold codes."""
+        shape, held = self.shape, []
+        for j in range(shape.half_windows):
+            here = step.used[j] & self._region(j, step, lambda row: step.count > row)
+            held += [here & (step.kept != 3) if j >= shape.windows else here, here]
+        return Cat(held)
+
+    def _sideband(self, scales):
+        m, shape = self.m, self.shape
         bundle, last = self.bundles.payload, self.stages[-1]
         m.d.comb += [bundle[name].eq(self._register(last[name]))
-                     for name in ("rows_log2", "count", "chunk", "last_chunk", "last_of_tile",
+                     for name in ("regions_log2", "count", "chunk", "last_chunk", "last_of_tile",
                                   "end_of_strip")]
-        m.d.comb += [bundle.shared.eq(self._register((last.kept == 0) | (last.kept == 3))),
-                     bundle.scales.eq(delayed(m, items[0], LATENCY - EXPANDED, go))]
+        m.d.comb += bundle.scales.eq(self._register(scales, LATENCY - TAKEN - 1))
         # The r-th row of a step is the present row with done + r present rows before it.
-        step = self.stages[0]
-        ranks = [Signal(4, name=f"rank_{row}") for row in range(16)]
+        step = self.stages[1]
+        ranks = [Signal(4, name=f"rank_{row}") for row in range(TILE_ROWS)]
         for row, rank in enumerate(ranks):
             m.d.comb += rank.eq(sum((step.present[less] for less in range(row)), Const(0, 1)))
-        ranks = _cut(self._register(Cat(ranks)), 4, 16)
-        step = self.stages[1]
+        ranks = _cut(self._register(Cat(ranks)), 4, TILE_ROWS)
+        step = self.stages[2]
         rows = []
         for r in range(shape.rows):
             wanted = (step.done + r)[:4]
-            hits = [step.present[row] & (ranks[row] == wanted) for row in range(16)]
-            rows += [Cat(hits[row] for row in range(16) if row >> bit & 1).any()
+            hits = [step.present[row] & (ranks[row] == wanted) for row in range(TILE_ROWS)]
+            rows += [Cat(hits[row] for row in range(TILE_ROWS) if row >> bit & 1).any()
                      for bit in range(4)]
-        rows = delayed(m, self._register(Cat(rows)), LATENCY - 3, go)
+        rows = self._register(Cat(rows), LATENCY - 1 - 2)
         marks = 0
-        for r, number in enumerate(_cut(rows, 4, shape.rows)):
+        for r, number in enumerate(_cut(rows[:4 * shape.rows], 4, shape.rows)):
             marks = marks | Mux(r < last.count, 1 << number, 0)
         m.d.comb += [bundle.rows.eq(self._register(rows)), bundle.mask.eq(self._register(marks))]

@@ -246,7 +246,7 @@ def pack_rate(directory: Path, arch: str) -> float:
         rows = matrix.read(0, stop)
         for _ in range(3):
             begun = time.perf_counter()
-            pack_strips(rows, matrix.bits, matrix.group, 0, build(arch).beat_bytes, PackStats())
+            pack_strips(rows, matrix.bits, matrix.group, 0, build(arch), PackStats())
             seconds += time.perf_counter() - begun
             size += rows.codes.size // 2
     return size / seconds / 1e6

@@ -146,10 +146,9 @@ class Bench:
 @cocotb.parametrize(tokens=[1, 2, 5, 16])
 async def dense(dut, tokens):
     bench = Bench(dut, tokens, tokens=min(tokens, _arch().rows))
-    beat = bench.arch.beat_bytes
     group = bench.arch.lane_dsps
     for strips in (1, 2, 3):
-        weights = mixed(bench.random, 16 * strips, 4 * group, 4, group, beat, -10, dict())
+        weights = mixed(bench.random, 16 * strips, 4 * group, 4, group, bench.arch, -10, dict())
         bench.add(weights, 4 * group, -10, 0)
     await bench.run(4 * group // 16)
 
@@ -159,13 +158,13 @@ async def dense(dut, tokens):
 async def every_format(dut, group, stall):
     """All kinds of tiles mixed, several products back to back, none of them, odd sources."""
     bench = Bench(dut, group, stall, tokens=1 + group // 16 % bench_rows())
-    beat, slots = bench.arch.beat_bytes, bench.arch.lane_dsps
+    slots = bench.arch.lane_dsps
     tiles = 18 if group <= 64 else 3
     for bits in (2, 3, 4, 8):
         for rows, some in ((16, 1), (20, tiles), (0, 2)):
             cols = some * group - 5
             exponent = int(bench.random.integers(-20, 5))
-            weights = mixed(bench.random, rows, cols, bits, group, beat, exponent)
+            weights = mixed(bench.random, rows, cols, bits, group, bench.arch, exponent)
             bench.target += 8
             step = min(group, slots) // 16
             bench.add(weights, cols, exponent, step * int(bench.random.integers(0, 4)))
@@ -177,7 +176,7 @@ async def largest_sums(dut):
     """No sum is too narrow."""
     bench = Bench(dut, 3, tokens=4)
     for group in (16, 64, 256):
-        bench.add(extreme(16, 512, group, bench.arch.beat_bytes), 512, 0, 0)
+        bench.add(extreme(16, 512, group, bench.arch), 512, 0, 0)
     await bench.run(32, extremes=True)
 
 
@@ -193,7 +192,7 @@ async def rate(dut, kind):
     beat = bench.arch.beat_bytes
     group, tiles = (32, 64) if beat == 16 else (128, 32)
     uniform = {"dense": dict(), "half": dict(kept=8), "absent": dict(dropped=0.5)}[kind]
-    weights = mixed(bench.random, 32, tiles * group, 4, group, beat, uniform=uniform)
+    weights = mixed(bench.random, 32, tiles * group, 4, group, bench.arch, uniform=uniform)
     bench.add(weights, tiles * group, 0, 0)
     await bench.run(tiles * group // 16)
     share = bench.beats / bench.last

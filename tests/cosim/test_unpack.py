@@ -28,14 +28,13 @@ class Rebuilt:
 
     def take(self, bundle):
         shape, group = self.shape, self.weights.group
-        region = shape.half_windows >> bundle["rows_log2"].to_unsigned()
+        region = shape.half_windows >> bundle["regions_log2"].to_unsigned()
         for r in range(bundle["count"].to_unsigned()):
             row = self.strip * 16 + (bundle["rows"].to_unsigned() >> 4 * r & 15)
             half = np.uint16(bundle["scales"].to_unsigned() >> 16 * r & 0xFFFF).view(np.float16)
             self.scales[row, self.tile] = half
             for j in range(r * region, (r + 1) * region):
-                window = j // 2 if bundle["shared"] else j % (shape.half_windows // 2)
-                self._half_window(bundle, row, j, window % (group // 16))
+                self._half_window(bundle, row, j, j % shape.windows % (group // 16))
         self._mask_check(bundle, region)
         if bundle["last_of_tile"]:
             self.tile += 1
@@ -49,8 +48,9 @@ class Rebuilt:
         weights, selects = bundle["_weights"], bundle["_selects"]
         for slot in range(8 * j, 8 * j + 8):
             if weights[slot]:
-                assert self.codes[row, first + selects[slot]] == 0
-                self.codes[row, first + selects[slot]] = weights[slot]
+                at = first + slot % 8 + selects[slot]
+                assert self.codes[row, at] == 0
+                self.codes[row, at] = weights[slot]
 
     def _mask_check(self, bundle, region):
         count = bundle["count"].to_unsigned()
@@ -145,7 +145,7 @@ async def every_format(dut, group):
         for rows, tiles in ((16, 1), (20, 2), (36, 19)):
             tiles = min(tiles, 2048 // group + 1)
             matrices.append(mixed(generator, rows, tiles * group - 5, bits, group,
-                                  _arch().beat_bytes))
+                                  _arch()))
     await _run(dut, matrices, 0.1, 0.1, group)
 
 
@@ -153,14 +153,14 @@ async def every_format(dut, group):
 @cocotb.parametrize(kind=["dense", "half", "absent"])
 async def rate(dut, kind):
     generator = np.random.default_rng(1)
-    group = 32 if _arch().beat_bytes == 16 else 128
+    group = min(128, _arch().lane_dsps)
     uniform = {"dense": dict(), "half": dict(kept=8), "absent": dict(dropped=0.5)}[kind]
-    matrix = mixed(generator, 32, 33 * group, 4, group, _arch().beat_bytes, uniform=uniform)
+    matrix = mixed(generator, 32, 33 * group, 4, group, _arch(), uniform=uniform)
     share = await _run(dut, [matrix], 0, 0, 5)
     dut._log.info(f"{kind}: {share:.3f} beats a clock")
     assert share > 0.9
 
 
-@pytest.mark.parametrize("arch", ["deep"])
+@pytest.mark.parametrize("arch", ["narrow", "middle", "deep"])
 def test_unpack(arch):
     simulate(Unpacker(arch_of(arch)), __file__, extra={"ALULA_TEST_ARCH": arch})

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from alula.compiler.graph import Codes
 from alula.compiler.pack import PackStats, pack_strips
 from alula.hw import numerics
+from alula.hw.arch import SIM
 from alula.sim.unpack import unpack_stream
 
 RANDOM = np.random.default_rng(0)
@@ -56,8 +57,9 @@ def test_linear(bits, group, cols, asymmetric):
         inputs.append(points if bits == 8 else even[:, 0::2] | even[:, 1::2] << 4)
     wanted = _onnx("MatMulNBits", inputs, 21, "com.microsoft", K=cols, N=rows, bits=bits,
                    block_size=group, accuracy_level=4)
-    strips = pack_strips(Codes(codes, scales, points), bits, group, 0, 64, PackStats())
-    share = unpack_stream(np.frombuffer(b"".join(strips), np.uint8), len(strips), groups, group, 64)
+    strips = pack_strips(Codes(codes, scales, points), bits, group, 0, SIM, PackStats())
+    data = np.frombuffer(b"".join(strips), np.uint8)
+    share = unpack_stream(data, len(strips), groups, group, SIM)
     padded = np.pad(x, ((0, 0), (0, groups * group - cols))).reshape(5, groups, group)
     got = numerics.linear(
         share.codes.reshape(-1, groups, group).transpose(1, 0, 2).astype(np.float32),

@@ -64,8 +64,9 @@ def tiles(program: Program, insn: isa.Linear, stream: int) -> Iterator[frozenset
                 for word in words:
                     present, kept, bits, zeros = layout.parse_header(int(word))
                     rows = present.bit_count()
-                    at += rows * (layout.SCALE_BYTES + zeros * layout.ZERO_POINT_BYTES
-                                  + layout.payload_bytes(group, kept, bits))
+                    at += (rows * (layout.SCALE_BYTES + zeros * layout.ZERO_POINT_BYTES)
+                           + layout.positions_bytes(rows, group, kept)
+                           + layout.codes_bytes(rows, group, kept, bits))
                     yield frozenset({
                         ("bits", f"W{bits}"), ("group", f"G{group}"),
                         ("zeros", "zero points" if zeros else "symmetric"),

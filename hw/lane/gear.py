@@ -1,0 +1,100 @@
+"""A run of any length from the front of a stream of words, each clock."""
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from alula.hw.ram import Ram
+
+
+class Gear(wiring.Component):
+    """Hold the next two words of a stream, and give up as much of them as is taken.
+
+    Parameters
+    ----------
+    bits
+        Of a word.
+    unit
+        Bits that sizes are counted in.
+
+    Members
+    -------
+    words : ``In(stream of bits)``
+    front : ``Out(2 * bits)``
+        The two words; what is next begins ``offset`` units in.
+    size : ``In``
+        What would be taken, at most a word; ``fits`` tells whether it is there.
+    take : ``In(1)``
+        It is taken in this clock; only if it ``fits``.
+    drop : ``In(1)``
+        The rest of the first word is given up. Only while ``offset`` is not 0, without ``take``.
+    ready : ``Out(1)``
+        The first word is there.
+    """
+
+    def __init__(self, bits, unit):
+        self.bits, self.units = bits, bits // unit
+        super().__init__({
+            "words": In(stream.Signature(bits)), "front": Out(2 * bits),
+            "offset": Out(range(self.units)), "size": In(range(self.units + 1)), "fits": Out(1),
+            "take": In(1), "drop": In(1), "ready": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        first, second = (Signal(self.bits, name=name, reset_less=True)
+                         for name in ("first", "second"))
+        has_first, has_second, shift = Signal(), Signal(), Signal()
+        end = Signal(range(2 * self.units + 1))
+        m.d.comb += [
+            self.front.eq(Cat(first, second)), self.ready.eq(has_first),
+            end.eq(self.offset + self.size),
+            self.fits.eq((self.size == 0)
+                         | (has_first & (has_second | (end <= self.units)))),
+            shift.eq(~has_first | self.drop | (self.take & (end >= self.units))),
+            self.words.ready.eq(~has_second | shift),
+        ]
+        with m.If(self.take):
+            m.d.sync += self.offset.eq(end)
+        with m.Elif(self.drop):
+            m.d.sync += self.offset.eq(0)
+        with m.If(shift):
+            m.d.sync += [first.eq(second), has_first.eq(has_second)]
+        with m.If(self.words.ready):
+            m.d.sync += [second.eq(self.words.payload), has_second.eq(self.words.valid)]
+        return m
+
+
+class WordQueue(wiring.Component):
+    """Words that wait, in a memory; a word may be read some clocks after it is written.
+
+    Nothing is written to a full queue.
+
+    Members
+    -------
+    write : ``In(1)``, data : ``In(bits)``
+    words : ``Out(stream of bits)``
+    """
+
+    def __init__(self, bits, depth):
+        self.bits, self.depth = bits, depth
+        super().__init__({"write": In(1), "data": In(bits),
+                          "words": Out(stream.Signature(bits))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.held = held = Ram(shape=self.bits, depth=self.depth)
+        write, read = held.write_port(), held.read_port()
+        begin, end = Signal(range(self.depth)), Signal(range(self.depth))
+        look = Signal()
+        m.d.comb += [
+            write.addr.eq(end), write.data.eq(self.data), write.en.eq(self.write),
+            look.eq((begin != end) & (~self.words.valid | self.words.ready)),
+            read.addr.eq(begin), read.en.eq(look), self.words.payload.eq(read.data),
+        ]
+        with m.If(self.write):
+            m.d.sync += end.eq(end + 1)
+        with m.If(look):
+            m.d.sync += [begin.eq(begin + 1), self.words.valid.eq(1)]
+        with m.Elif(self.words.ready):
+            m.d.sync += self.words.valid.eq(0)
+        return m
