@@ -63,7 +63,7 @@ class AttendUnit(wiring.Component):
     def __init__(self, arch, sum_latency, own_latency):
         self.arch, self.sum_latency, self.own_latency = arch, sum_latency, own_latency
         pointer = range(2 * arch.prefetch_beats)
-        self.words = arch.activation_elements // arch.lane_dsps
+        self.words = arch.activation_elements // arch.beat_bytes
         super().__init__({
             "commands": In(stream.Signature(COMMAND_BITS)),
             "done": Out(1),
@@ -80,7 +80,7 @@ class AttendUnit(wiring.Component):
             "row": Out(row_bits(arch)),
             "word": Out(range(self.words)),
             "block": Out(range(arch.activation_elements // BLOCK)),
-            "codes": In(8 * arch.lane_dsps),
+            "codes": In(8 * arch.beat_bytes),
             "scale": In(32),
             "chain": Out(chain_port(arch)),
             "packets": Out(stream.Signature(packet_layout(arch))),
@@ -259,7 +259,6 @@ class _Scan:
         self.row, self.query, self.ratio, self.softmax = row, query, ratio, softmax
         arch = unit.arch
         self.beat = ceil_log2(arch.beat_bytes)
-        self.slots = ceil_log2(arch.lane_dsps)
         self.captured, self.pending = Signal(), Signal()
         self.query_scale = Signal(32)
         # Bases of this query's and this head's codes, in the activation buffer's codes.
@@ -319,7 +318,7 @@ class _Scan:
         m.d.comb += [
             codes.eq(source + (self.part << self.piece)),
             unit.row.eq(Mux(self.query_turn, self.row, self.ancestor)),
-            unit.word.eq(codes >> self.slots),
+            unit.word.eq(codes >> self.beat),
             unit.block.eq(source >> ceil_log2(BLOCK)),
             unit.reads.eq(self.query_turn | ((self.issue | self.scale_turn) & self.is_own)),
         ]
@@ -333,7 +332,7 @@ class _Scan:
             return window(m, word, at, 8 * arch.beat_bytes, 8 * BLOCK) if len(at) else word
 
         ring = turned(unit.ring_data, late(self.offset, 2), self.beat)[:8 * arch.beat_bytes]
-        buffer = turned(unit.codes, late(codes, 2), self.slots)[:8 * arch.beat_bytes]
+        buffer = turned(unit.codes, late(codes, 2), self.beat)[:8 * arch.beat_bytes]
         mask = Cat(((1 << self.piece) > at).replicate(8) for at in range(arch.beat_bytes))
         taken = Signal(8 * arch.beat_bytes)
         m.d.comb += taken.eq(Mux(late(self.is_own | self.query_turn, 2), buffer, ring) & mask)

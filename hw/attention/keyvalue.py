@@ -54,9 +54,9 @@ class KeyValueStore(wiring.Component):
             "reads": Out(1),
             "granted": In(1),
             "row": Out(row_bits(arch)),
-            "word": Out(range(arch.activation_elements // arch.lane_dsps)),
+            "word": Out(range(arch.activation_elements // arch.beat_bytes)),
             "block": Out(range(arch.activation_elements // BLOCK)),
-            "codes": In(8 * arch.lane_dsps),
+            "codes": In(8 * arch.beat_bytes),
             "scale": In(32),
             "requests": Out(stream.Signature(REQUEST)),
             "beats": Out(stream.Signature(beat)),
@@ -89,14 +89,13 @@ class KeyValueStore(wiring.Component):
         source = (Mux(is_value, store.value, store.key) << ceil_log2(BLOCK)) \
             + head * store.head_dim
         beat_bits = ceil_log2(arch.beat_bytes)
-        slots = ceil_log2(arch.lane_dsps)
         sends_scale = Signal()
         taken, scale = Signal(8 * arch.beat_bytes), Signal(32)
         wait = Signal(range(READ_LATENCY + 1))
         sent_address, sent_data = Signal(), Signal()
         m.d.comb += [
             codes.eq(source + (part << piece)),
-            self.row.eq(row), self.word.eq(codes >> slots), self.block.eq(source >> 4),
+            self.row.eq(row), self.word.eq(codes >> beat_bits), self.block.eq(source >> 4),
             offset.eq(Mux(
                 sends_scale,
                 (token << 2) + Mux(is_value, SCALE_BYTES // 2, 0),
@@ -154,7 +153,7 @@ class KeyValueStore(wiring.Component):
             with m.State("arrive"):
                 m.d.sync += [wait.eq(wait - 1), address.eq(page + offset)]
                 with m.If(wait == 1):
-                    turn = codes[ceil_log2(BLOCK):slots]
+                    turn = codes[ceil_log2(BLOCK):beat_bits]
                     turned = window(m, self.codes, turn, len(taken), 8 * BLOCK)
                     m.d.sync += [taken.eq(turned), scale.eq(self.scale),
                                  sent_address.eq(0), sent_data.eq(0)]

@@ -25,9 +25,9 @@ def tag_layout(shape):
     it ``touched`` tells the rows that have a sum.
     """
     return data.StructLayout({
-        "pair": range(max(2, shape.pairs)), "rows_log2": 2, "count": 3, "rows": 4 * shape.rows,
-        "scales": 16 * shape.rows, "fresh": shape.rows, "chunk": CHUNK_BITS, "last_chunk": 1,
-        "bank": 1, "end_of_strip": 1, "touched": TILE_ROWS})
+        "pair": range(max(2, shape.pairs)), "regions_log2": shape.regions_bits, "count": 3,
+        "rows": 4 * shape.rows, "scales": 16 * shape.rows, "fresh": shape.rows,
+        "chunk": CHUNK_BITS, "last_chunk": 1, "bank": 1, "end_of_strip": 1, "touched": TILE_ROWS})
 
 
 def result_layout(arch):
@@ -97,21 +97,21 @@ class ScaleAccumulate(wiring.Component):
         m, shape = self.m, self.shape
         top = shape.half_windows.bit_length() - 1
         bits = max(tap_bits(top), GROUP_SUM_BITS)
-        by_rows = []  # by log2 of the rows
-        for rows_log2 in range(shape.rows_log2 + 1):
-            level = top - rows_log2
-            tap = delayed(m, self.taps[f"level_{level}"], rows_log2)
+        by_rows = []  # by log2 of the regions
+        for regions_log2 in range(top + 1):
+            level = top - regions_log2
+            tap = delayed(m, self.taps[f"level_{level}"], regions_log2)
             size = tap_bits(level)
             by_rows.append([[tap[size * at:size * (at + 1)].as_signed()
-                             for at in (row, row + (1 << rows_log2))]
-                            for row in range(1 << rows_log2)])
+                             for at in (row, row + (1 << regions_log2))]
+                            for row in range(min(shape.rows, 1 << regions_log2))])
         sums = []
         for row in range(shape.rows):
             pair = []
             for token in range(2):
                 choices = [part[row][token] if row < len(part) else 0 for part in by_rows]
                 total = Signal(signed(bits), name=f"tap_{row}_{token}", reset_less=True)
-                m.d.sync += total.eq(Array(choices)[self.tag.rows_log2])
+                m.d.sync += total.eq(Array(choices)[self.tag.regions_log2])
                 pair.append(total)
             sums.append(pair)
         # Only bundles of one row have several chunks.

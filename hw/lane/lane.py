@@ -193,27 +193,18 @@ class Lane(wiring.Component):
             m.d.sync += cursor.eq(attention.ring_release)
 
     def _activations(self, m, activations, linear, attention, keys):
-        """Attention's reads go before those of the cache's writes; a product's before both."""
-        odd = Signal(2)
-        row = Mux(attention.busy & ~keys.granted, attention.row, keys.row)
-        m.d.sync += odd.eq(Cat(row[0], odd[0]))
+        """A product's reads go before attention's, and those before the cache's writes."""
+        attends = attention.busy & attention.reads
         m.d.comb += [
-            keys.granted.eq(keys.reads & ~linear.busy & ~(attention.busy & attention.reads)),
-            activations.codes.eq(self.codes), activations.scales.eq(self.scales),
-            activations.pair.eq(Mux(linear.busy, linear.pair, row >> 1)),
-            linear.even.eq(activations.even), linear.odd.eq(activations.odd),
-            linear.even_scale.eq(activations.even_scale),
-            linear.odd_scale.eq(activations.odd_scale),
+            keys.granted.eq(keys.reads & ~linear.reads & ~attends),
+            activations.write_codes.eq(self.codes), activations.write_scales.eq(self.scales),
         ]
-        for name in ("word", "block"):
+        for name in ("row", "word", "block"):
             other = Mux(keys.granted, getattr(keys, name), getattr(attention, name))
             m.d.comb += getattr(activations, name).eq(
-                Mux(linear.busy, getattr(linear, name), other))
-        for unit in (attention, keys):
-            m.d.comb += [
-                unit.codes.eq(Mux(odd[1], activations.odd, activations.even)),
-                unit.scale.eq(Mux(odd[1], activations.odd_scale, activations.even_scale)),
-            ]
+                Mux(linear.reads, getattr(linear, name), other))
+        for unit in (linear, attention, keys):
+            m.d.comb += [unit.codes.eq(activations.codes), unit.scale.eq(activations.scale)]
 
     def _chain(self, m, chain, linear, attention):
         port, beat = attention.chain, self.arch.beat_bytes

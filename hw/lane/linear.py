@@ -6,17 +6,19 @@ from amaranth.lib.wiring import In, Out
 
 from alula.hw import isa
 from alula.hw.formats import COMMAND_BITS, instruction_layout
-from alula.hw.isa import BLOCK, TILE_ROWS
+from alula.hw.isa import TILE_ROWS
 from alula.hw.lane.accumulate import DISTANCE, EXPONENT_BITS, STRIP_BANKS, tag_layout
-from alula.hw.lane.activation import BLOCK_BITS, READ_LATENCY
+from alula.hw.lane.activation import BLOCK_BITS, ROW_BITS
 from alula.hw.lane.chain import tap_latency
 from alula.hw.lane.delay import Delay, delayed, delayed_flag
-from alula.hw.lane.shape import LaneShape
+from alula.hw.lane.operands import Operands
+from alula.hw.lane.shape import SELECT_BITS, LaneShape
 from alula.hw.lane.steps import START
+from alula.hw.layout import CASCADE, WINDOW
 
 DESCRIPTOR = data.StructLayout({"exponent": signed(EXPONENT_BITS), "strips": 24, "beats": 24})
-READ = 1 + READ_LATENCY  # clocks from an issue to its activations
-SELECT = READ + 2  # to the chain's operands
+READ = 1  # clocks from an issue to its activations
+SELECT = READ + 1  # to the chain's operands
 
 
 class LinearUnit(wiring.Component):
@@ -36,7 +38,7 @@ class LinearUnit(wiring.Component):
     start, fetch : ``Out(stream)``
         What the unpacker is to unpack, and the beats that it is to get.
     bundles : ``In(stream)``
-    pair, word, block : ``Out``; even, odd, even_scale, odd_scale : ``In``
+    reads, row, word, block : ``Out``; codes, scale : ``In``
         The activation buffer's.
     valid, weights, lo, hi : ``Out``
         The chain's operands.
@@ -57,10 +59,8 @@ class LinearUnit(wiring.Component):
             "streams": In(stream.Signature(DESCRIPTOR)),
             "start": Out(stream.Signature(START)), "fetch": Out(stream.Signature(24)),
             "bundles": In(stream.Signature(shape.bundle_layout())),
-            "pair": Out(range(max(2, shape.pairs))), "word": Out(BLOCK_BITS),
-            "block": Out(BLOCK_BITS),
-            "even": In(8 * slots), "odd": In(8 * slots), "even_scale": In(32),
-            "odd_scale": In(32),
+            "reads": Out(1), "row": Out(ROW_BITS), "word": Out(BLOCK_BITS),
+            "block": Out(BLOCK_BITS), "codes": In(8 * arch.beat_bytes), "scale": In(32),
             "valid": Out(1), "weights": Out(9 * slots), "lo": Out(9 * slots), "hi": Out(8 * slots),
             "tag_valid": Out(1), "tag": Out(tag_layout(shape)), "scales": Out(64),
             "begin": Out(1), "first": Out(16), "exponent": Out(signed(EXPONENT_BITS)),
@@ -69,11 +69,9 @@ class LinearUnit(wiring.Component):
     def elaborate(self, platform):
         self.m = m = Module()
         self.issue, self.tag_now = Signal(), Signal(tag_layout(self.shape))
-        self.tile_block, self.source = Signal(BLOCK_BITS), Signal(BLOCK_BITS)
-        self.group_log2 = Signal(4)
+        m.submodules.operands = self.operands = Operands(self.arch)
         self._control()
         self._issue()
-        self._read()
         self._select()
         self._tags()
         return m
@@ -83,22 +81,27 @@ class LinearUnit(wiring.Component):
         m = self.m
         command = data.View(instruction_layout(isa.Linear), self.command.payload)
         stream_ = self.streams.payload
+        operands = self.operands
         groups, strips, beats = Signal(15), Signal(24), Signal(24)
-        started, fetched = Signal(), Signal()
+        source, group_log2 = Signal(BLOCK_BITS), Signal(4)
+        started, fetched, taken = Signal(), Signal(), Signal()
         self.bank, self.undrained = Signal(), Signal(range(STRIP_BANKS + 1))
         self.ended = Signal()  # a strip's last operands are issued
         m.d.comb += [
             self.start.payload.groups.eq(groups), self.start.payload.strips.eq(strips),
-            self.start.payload.group_log2.eq(self.group_log2), self.fetch.payload.eq(beats)]
-        m.d.sync += self.undrained.eq(self.undrained + self.ended - self.drained)
+            self.start.payload.group_log2.eq(group_log2), self.fetch.payload.eq(beats),
+            operands.begin.eq(taken), operands.source.eq(source),
+            operands.groups.eq(groups), operands.group_log2.eq(group_log2),
+            operands.strips.eq(strips), operands.tokens.eq(self.tokens)]
+        m.d.sync += [self.undrained.eq(self.undrained + self.ended - self.drained),
+                     taken.eq(self.command.valid & self.command.ready)]
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 both = self.command.valid & self.streams.valid
                 m.d.comb += [self.command.ready.eq(both), self.streams.ready.eq(both)]
                 m.d.sync += [
-                    self.group_log2.eq(command.group_log2), self.source.eq(command.source),
-                    self.tile_block.eq(command.source),
+                    group_log2.eq(command.group_log2), source.eq(command.source),
                     groups.eq((command.inputs + (1 << command.group_log2) - 1)
                               >> command.group_log2),
                     strips.eq(stream_.strips), beats.eq(stream_.beats),
@@ -141,80 +144,52 @@ class LinearUnit(wiring.Component):
         last_pair = (pair << 1) + 2 >= self.tokens
         m.d.comb += [
             mask.eq(bundle.mask), stall.eq(Cat(busy).any() & bundle.last_chunk),
-            self.issue.eq(self.bundles.valid & ~stall & (self.undrained != STRIP_BANKS)),
+            self.issue.eq(self.bundles.valid & self.operands.ready & ~stall
+                          & (self.undrained != STRIP_BANKS)),
             advance.eq(self.issue & (last_pair | (bundle.count == 0))),
+            self.operands.pair.eq(pair), self.operands.chunk.eq(bundle.chunk),
+            self.operands.done.eq(advance & bundle.last_of_tile),
             self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip),
             tag.pair.eq(pair), tag.bank.eq(self.bank), tag.end_of_strip.eq(self.ended),
             tag.touched.eq(touched | mask),
             tag.fresh.eq(Cat(~(touched >> number)[0] for number in rows))]
         m.d.comb += [tag[name].eq(bundle[name]) for name in (
-            "rows_log2", "count", "rows", "scales", "chunk", "last_chunk")]
+            "regions_log2", "count", "rows", "scales", "chunk", "last_chunk")]
         with m.If(self.issue):
             m.d.sync += pair.eq(pair + 1)
         with m.If(advance):
             m.d.sync += pair.eq(0)
             with m.If(bundle.last_chunk):
                 m.d.sync += touched.eq(touched | mask)
-            with m.If(bundle.last_of_tile):
-                m.d.sync += self.tile_block.eq(
-                    self.tile_block + (1 << (self.group_log2 - (BLOCK - 1).bit_length())[:3]))
             with m.If(bundle.end_of_strip):
-                m.d.sync += [touched.eq(0), self.bank.eq(self.bank + 1),
-                             self.tile_block.eq(self.source)]
-        self.now_pair = pair
-
-    def _read(self):
-        m = self.m
-        word_log2 = (self.shape.slots // BLOCK).bit_length() - 1
-        m.d.sync += [
-            self.pair.eq(self.now_pair), self.block.eq(self.tile_block),
-            self.word.eq((self.tile_block >> word_log2) + self.bundles.payload.chunk)]
+                m.d.sync += [touched.eq(0), self.bank.eq(self.bank + 1)]
 
     def _select(self):
         """Give each slot the inputs of its weight, from both tokens."""
-        m, shape, bundle = self.m, self.shape, self.bundles.payload
-        word_log2 = (shape.slots // BLOCK).bit_length() - 1
-        offset = delayed(m, self.tile_block[:word_log2], READ)
-        shared = delayed(m, bundle.shared, READ + 1)
-        selects = delayed(m, bundle.selects, READ + 1)
-        m.d.comb += [self.weights.eq(delayed(m, bundle.weights, SELECT)),
-                     self.valid.eq(delayed_flag(m, self.issue, SELECT))]
-        for name, source, out, bits in (("even", self.even, self.lo, 9),
-                                        ("odd", self.odd, self.hi, 8)):
-            repeated = Signal(8 * shape.slots, name=f"{name}_repeated", reset_less=True)
-            m.d.sync += repeated.eq(self._repeated(source, offset))
-            window_bits = 8 * BLOCK
-            chosen = []
-            for j in range(shape.half_windows):
-                window = Signal(window_bits, name=f"{name}_window_{j}")
-                narrow, wide = j // 2, j % (shape.half_windows // 2)
-                m.d.comb += window.eq(Mux(shared, repeated.word_select(narrow, window_bits),
-                                          repeated.word_select(wide, window_bits)))
-                for slot in range(8 * j, 8 * j + 8):
-                    select = selects[4 * slot:4 * slot + 4]
-                    half = Mux(select[3], window[64:], window[:64])  # 64 bits simulate fast
-                    code = Signal(signed(8), name=f"{name}_{slot}")
-                    m.d.comb += code.eq(half.word_select(select[:3], 8))
-                    chosen.append(Cat(code, code[-1])[:bits])
-            operands = Signal(bits * shape.slots, name=f"{name}_operands", reset_less=True)
-            m.d.sync += operands.eq(Cat(chosen))
-            m.d.comb += out.eq(operands)
+        m, shape, bundle, operands = self.m, self.shape, self.bundles.payload, self.operands
+        selects = delayed(m, bundle.selects, READ)
+        m.d.comb += [
+            *(getattr(self, name).eq(getattr(operands, name))
+              for name in ("reads", "row", "word", "block")),
+            operands.codes.eq(self.codes), operands.scale.eq(self.scale),
+            self.weights.eq(delayed(m, bundle.weights, SELECT)),
+            self.valid.eq(delayed_flag(m, self.issue, SELECT))]
+        for source, out, bits in ((operands.even, self.lo, 9), (operands.odd, self.hi, 8)):
+            chosen = [self._input(source, slot, selects.word_select(slot, SELECT_BITS))
+                      for slot in range(shape.slots)]
+            selected = Signal(bits * shape.slots, name=f"operands_of_{bits}", reset_less=True)
+            m.d.sync += selected.eq(Cat(Cat(code, code[-1])[:bits] for code in chosen))
+            m.d.comb += out.eq(selected)
 
-    def _repeated(self, word, offset):
-        """Return a word of windows in which a group shorter than it is repeated from its start."""
-        windows = self.shape.slots // BLOCK
-        parts = [word[8 * BLOCK * at:8 * BLOCK * (at + 1)] for at in range(windows)]
-        size = windows // 2
-        while size:
-            short = self.group_log2 <= (size * BLOCK).bit_length() - 1
-            upper = offset[size.bit_length() - 1]
-            after = []
-            for at, part in enumerate(parts):
-                other = parts[at ^ size]
-                swap = short & (~upper if at & size else upper)
-                after.append(Mux(swap, other, part))
-            parts, size = after, size // 2
-        return Cat(parts)
+    def _input(self, source, slot, select):
+        """Return the input of a slot: one of nine of its window, from the slot's number on."""
+        j, k = divmod(slot, CASCADE)
+        window = source.word_select(j % self.shape.windows, 8 * WINDOW)
+        code = Signal(8, name=f"input_{slot}")
+        near = window[8 * k:8 * k + 64]
+        self.m.d.comb += code.eq(Mux(select[3], window[8 * k + 64:8 * k + 72],
+                                     near.word_select(select[:3], 8)))
+        return code
 
     def _tags(self):
         """Send what belongs to the sums along with them."""
@@ -225,5 +200,6 @@ class LinearUnit(wiring.Component):
         m.submodules.scale_delay = scales = Delay(64, clocks - READ)
         m.d.comb += [
             tags.i.eq(self.tag_now.as_value()), self.tag.as_value().eq(tags.o),
-            scales.i.eq(Cat(self.even_scale, self.odd_scale)), self.scales.eq(scales.o),
+            scales.i.eq(Cat(self.operands.even_scale, self.operands.odd_scale)),
+            self.scales.eq(scales.o),
             self.tag_valid.eq(delayed_flag(m, self.issue, clocks))]
