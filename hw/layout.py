@@ -25,8 +25,7 @@ in each block of as many inputs as a lane has slices, or a group if that is less
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
-from math import comb
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -96,21 +95,59 @@ def codes_bytes(rows: Any, group: int, kept: int, width_bits: int) -> Any:
     return -(-rows * (group // WINDOW * window_codes(kept) * width_bits) // 8)
 
 
+# Of 70 bytes with four ones some ranks do not fit in 6 bits: 64 to 69 have places of their own.
+_SPLIT = 64
+
+
+def pattern_code(kept: int, ones: int, low: int, high: int) -> int:
+    """Return the code of a window's pattern, which a decoder takes apart by its bits alone.
+
+    Parameters
+    ----------
+    kept
+        Codes that the window keeps: 4, 8 or 12.
+    ones
+        Of those in the window's low byte.
+    low, high
+        Ranks of the low and of the high byte of the pattern, among bytes with as many ones.
+    """
+    if kept == 8:
+        return _half_code(ones, low, high)
+    # Of 12 of 16 the missing ones are counted: there are as many bytes.
+    ones = ones if kept == 4 else 8 - ones
+    if ones == 4:
+        return 1984 + low if low < _SPLIT else 968 + low - _SPLIT
+    first, stride = {0: (896, 0), 1: (1024, 64), 2: (0, 32), 3: (1536, 8)}[ones]
+    return first + stride * low + high
+
+
+def _half_code(ones: int, low: int, high: int) -> int:
+    if ones == 4:
+        first, stride = {(0, 0): (8192, 64), (1, 0): (12288, 64), (0, 1): (12800, 8),
+                         (1, 1): (13312, 8)}[low // _SPLIT, high // _SPLIT]
+        return first + stride * (low % _SPLIT) + high % _SPLIT
+    first, stride = {0: (3712, 0), 1: (3584, 8), 2: (14336, 32), 3: (0, 64), 5: (4096, 64),
+                     6: (15360, 32), 7: (3648, 8), 8: (3713, 0)}[ones]
+    return first + stride * low + high
+
+
+@cache
+def bytes_by_ones() -> list[list[int]]:
+    """Return the bytes with each number of ones, in ascending order."""
+    return [sorted(sum(1 << i for i in ones) for ones in combinations(range(8), count))
+            for count in range(9)]
+
+
 @cache
 def pattern_tables(kept: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Return ``bitmap -> code`` (65536 entries) and ``code -> bitmap`` for a number of kept codes.
-
-    Bitmaps with ``kept`` ones are numbered by the ones in their low byte, then by the rank of the
-    low byte among bytes with as many ones, then by the rank of the high byte.
-    """
-    halves = [[sum(1 << i for i in ones) for ones in combinations(range(8), count)]
-              for count in range(9)]
-    bitmaps = np.array([low | high << 8 for count in range(max(0, kept - 8), min(8, kept) + 1)
-                        for low in sorted(halves[count]) for high in sorted(halves[kept - count])],
-                       np.uint16)
-    assert len(bitmaps) == comb(WINDOW, kept)
+    """Return ``bitmap -> code`` (65536 entries) and ``code -> bitmap``; 0 where there is none."""
     codes = np.zeros(1 << WINDOW, np.uint16)
-    codes[bitmaps] = np.arange(len(bitmaps))
+    bitmaps = np.zeros(1 << KEPT_PATTERNS[kept], np.uint16)
+    halves = bytes_by_ones()
+    for ones in range(max(0, kept - 8), min(8, kept) + 1):
+        for (low, a), (high, b) in product(enumerate(halves[ones]), enumerate(halves[kept - ones])):
+            code = pattern_code(kept, ones, low, high)
+            codes[a | b << 8], bitmaps[code] = code, a | b << 8
     return codes, bitmaps
 
 

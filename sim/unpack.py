@@ -111,10 +111,10 @@ def _placed(values: NDArray[np.int16], string: NDArray[np.uint8],
     rows, windows, _ = values.shape
     positions = _fields(string, layout.position_bits(kept), rows * windows)
     table = layout.pattern_tables(kept)[1]
-    if positions.size and positions.max() >= len(table):
-        raise StreamError(f"a pattern code of {kept} of 16 must be below {len(table)}, "
-                          f"not {positions.max()}")
     bitmaps = table[positions].astype(np.int32).reshape(rows, windows, 1)
+    if not bitmaps.all():
+        raise StreamError(f"a pattern code of {kept} of 16 must stand for a pattern, not be "
+                          f"{positions[bitmaps.reshape(-1) == 0][0]}")
     out = np.zeros((rows, windows, layout.WINDOW), np.int16)
     out[(bitmaps >> np.arange(layout.WINDOW) & 1).astype(bool)] = values.reshape(-1)
     return out

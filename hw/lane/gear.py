@@ -16,6 +16,8 @@ class Gear(wiring.Component):
         Of a word.
     unit
         Bits that sizes are counted in.
+    every_clock
+        Take a word in every clock; else in every other one, which needs no path through here.
 
     Members
     -------
@@ -23,17 +25,17 @@ class Gear(wiring.Component):
     front : ``Out(2 * bits)``
         The two words; what is next begins ``offset`` units in.
     size : ``In``
-        What would be taken, at most a word; ``fits`` tells whether it is there.
+        What would be taken, from 1 to a word; ``fits`` tells whether it is there.
     take : ``In(1)``
-        It is taken in this clock; only if it ``fits``.
+        It is taken in this clock; only if it ``fits``, or nothing if ``size`` is 0.
     drop : ``In(1)``
         The rest of the first word is given up. Only while ``offset`` is not 0, without ``take``.
     ready : ``Out(1)``
         The first word is there.
     """
 
-    def __init__(self, bits, unit):
-        self.bits, self.units = bits, bits // unit
+    def __init__(self, bits, unit, *, every_clock=True):
+        self.bits, self.units, self.every_clock = bits, bits // unit, every_clock
         super().__init__({
             "words": In(stream.Signature(bits)), "front": Out(2 * bits),
             "offset": Out(range(self.units)), "size": In(range(self.units + 1)), "fits": Out(1),
@@ -44,21 +46,22 @@ class Gear(wiring.Component):
         first, second = (Signal(self.bits, name=name, reset_less=True)
                          for name in ("first", "second"))
         has_first, has_second, shift = Signal(), Signal(), Signal()
-        end = Signal(range(2 * self.units + 1))
+        end = Signal(range(2 * self.units))  # of what would be taken, less than two words
+        over, beyond = Signal(), Signal()  # it takes all of the first word, some of the second
         m.d.comb += [
             self.front.eq(Cat(first, second)), self.ready.eq(has_first),
             end.eq(self.offset + self.size),
-            self.fits.eq((self.size == 0)
-                         | (has_first & (has_second | (end <= self.units)))),
-            shift.eq(~has_first | self.drop | (self.take & (end >= self.units))),
-            self.words.ready.eq(~has_second | shift),
+            over.eq(end[-1]), beyond.eq(over & end[:-1].any()),
+            self.fits.eq(has_first & (has_second | ~beyond)),
+            shift.eq(~has_first | self.drop | (self.take & over)),
+            self.words.ready.eq(~has_second | (shift if self.every_clock else 0)),
         ]
         with m.If(self.take):
             m.d.sync += self.offset.eq(end)
         with m.Elif(self.drop):
             m.d.sync += self.offset.eq(0)
         with m.If(shift):
-            m.d.sync += [first.eq(second), has_first.eq(has_second)]
+            m.d.sync += [first.eq(second), has_first.eq(has_second), has_second.eq(0)]
         with m.If(self.words.ready):
             m.d.sync += [second.eq(self.words.payload), has_second.eq(self.words.valid)]
         return m

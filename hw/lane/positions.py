@@ -1,43 +1,17 @@
-"""Decode position codes of windows. Ref: ``alula.hw.layout.pattern_tables``."""
-
-from itertools import combinations
-from math import comb
+"""Decode position codes of windows. Ref: ``alula.hw.layout.pattern_code``."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from alula.hw.layout import bytes_by_ones
+
 CODE_BITS = 14
-LATENCY = 6  # enabled clocks
-QUOTIENT_SHIFT = 18
+LATENCY = 4  # enabled clocks
+RANK_BITS = 7
 
-
-def _firsts(kept):
-    """Return the first code with each number of ones in the low byte, from the fewest."""
-    fewest, most = max(0, kept - 8), min(8, kept)
-    starts, total = [], 0
-    for count in range(fewest, most + 1):
-        starts.append(total)
-        total += comb(8, count) * comb(8, kept - count)
-    return fewest, starts
-
-
-def _magic(kept, count, size):
-    """Return a factor that divides ranks below ``size`` by the high byte's patterns."""
-    divisor = comb(8, kept - count)
-    factor = -(-(1 << QUOTIENT_SHIFT) // divisor)
-    assert all(rank * factor >> QUOTIENT_SHIFT == rank // divisor for rank in range(size))
-    return factor
-
-
-def _bytes_by_count():
-    """Return all bytes: by number of ones, then by value."""
-    return [value for count in range(9)
-            for value in sorted(sum(1 << i for i in ones)
-                                for ones in combinations(range(8), count))]
-
-
-FIRST_BYTE = [sum(comb(8, less) for less in range(count)) for count in range(9)]
+_BYTES = bytes_by_ones()
+_FIRST = [sum(map(len, _BYTES[:ones])) for ones in range(len(_BYTES))]
 
 
 def _distances(value, high):
@@ -78,67 +52,80 @@ class PositionDecoder(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        kept = [self.kept]
-        for _ in range(LATENCY - 1):
-            kept.append(Signal(2, reset_less=True))
-        # 1: how many ones the low byte has, past the fewest
-        code, ones = Signal(CODE_BITS, reset_less=True), Signal(4, reset_less=True)
-        half = self.kept == 2
-        starts, quarter_starts = _firsts(8)[1], _firsts(4)[1]
-        assert quarter_starts == _firsts(12)[1]
-        by_half = sum((self.code >= start for start in starts[1:]), Const(0, 1))
-        by_quarter = sum((self.code >= start for start in quarter_starts[1:]), Const(0, 1))
-        # 2: the rank among those
-        constants = [self._constants(kept, past) for kept in (0, 4, 8, 12) for past in range(16)]
-        at = Cat(ones, kept[1])
-        start, factor, divisor, low_first, high_first = (
-            Array(Const(entry[i], max(max(entry[i] for entry in constants), 1).bit_length())
-                  for entry in constants)[at] for i in range(5))
-        rank = Signal(CODE_BITS, reset_less=True)
-        factor2 = Signal(QUOTIENT_SHIFT + 1, reset_less=True)
-        divisor2, low2, high2 = (Signal(8, reset_less=True) for _ in range(3))
-        # 3: divide it, 4: into the ranks of both bytes
-        rank3, divisor3, low3, high3 = (Signal.like(part, reset_less=True)
-                                        for part in (rank, divisor2, low2, high2))
-        quotient = Signal(8, reset_less=True)
-        low4, high4 = Signal(8, reset_less=True), Signal(8, reset_less=True)
-        # 5: the places of their ones, 6: where the slots want them
-        order = _bytes_by_count()
-        tables = [_distances(value, high) for high in (0, 1) for value in order]
+        kept = [self.kept, *(Signal(2, name=f"kept_{stage}", reset_less=True)
+                             for stage in range(1, LATENCY))]
+        # 1: the ones in the low byte and the ranks of both bytes, 2: their places in the table
+        ones, ranks = Signal(4, reset_less=True), (Signal(RANK_BITS, name="low_rank"),
+                                                   Signal(RANK_BITS, name="high_rank"))
+        found = [Mux(self.kept == 2, half, quarter)
+                 for half, quarter in zip(self._half(), self._quarter(), strict=True)]
+        first = [Array(Const(_FIRST[ones], 8) for ones in by_ones)[Cat(ones, kept[1])]
+                 for by_ones in self._counts()]
+        addresses = Signal(8, name="low_address"), Signal(8, name="high_address")
+        # 3: how far their ones are from the slots, 4: of each slot
+        contents = [_distances(value, high)
+                    for high in (0, 1) for values in _BYTES for value in values]
         m.submodules.distances = table = memory.Memory(
-            shape=32, depth=len(tables), init=tables, attrs={"rom_style": "block"})
-        low_port, high_port = table.read_port(), table.read_port()
-        m.d.comb += [low_port.addr.eq(low4), high_port.addr.eq(Cat(high4, Const(1, 1))),
-                     low_port.en.eq(self.enable), high_port.en.eq(self.enable)]
-        low, high = low_port.data, high_port.data
-        first, moved = Signal(32), Signal(32)
+            shape=32, depth=len(contents), init=contents, attrs={"rom_style": "block"})
+        ports = [table.read_port() for _ in addresses]
+        low, high = (port.data for port in ports)
         # Codes before the ninth of 12 of 16: four slots on, so four nearer; 4 to 8 lose bit 2.
         nearer = [Cat(high[4 * at:4 * at + 2], high[4 * at + 3], Const(0, 1)) for at in range(4)]
-        m.d.comb += [moved.eq(Cat(Const(0, 16), *nearer)),
-                     first.eq(low | Mux(kept[5] == 3, moved, high))]
-        lows = [Signal(4, name=f"low_{stage}", reset_less=True) for stage in range(2, LATENCY)]
-        m.d.comb += self.low.eq(lows[-1])
+        lows = [Signal(4, name=f"low_{stage}", reset_less=True) for stage in (2, 3)]
+        for at, (port, address) in enumerate(zip(ports, addresses, strict=True)):
+            m.d.comb += [port.addr.eq(Cat(address, Const(at, 1))), port.en.eq(self.enable)]
+        m.d.comb += self.low.eq(lows[1])
         with m.If(self.enable):
-            m.d.sync += [now.eq(before) for before, now in zip(kept, kept[1:], strict=False)]
             m.d.sync += [
-                code.eq(self.code), ones.eq(Mux(half, by_half, by_quarter)),
-                rank.eq(code - start), factor2.eq(factor), divisor2.eq(divisor),
-                low2.eq(low_first), high2.eq(high_first),
-                quotient.eq((rank * factor2) >> QUOTIENT_SHIFT),
-                rank3.eq(rank), divisor3.eq(divisor2), low3.eq(low2), high3.eq(high2),
-                low4.eq(low3 + quotient), high4.eq(high3 + rank3 - quotient * divisor3),
-                self.first.eq(first), self.second.eq(high),
-                lows[0].eq(Cat(ones > k for k in range(4))),
+                *(now.eq(before) for before, now in zip(kept, kept[1:], strict=False)),
+                *(to.eq(part) for to, part in zip((ones, *ranks), found, strict=True)),
+                *(address.eq(base + rank)
+                  for address, base, rank in zip(addresses, first, ranks, strict=True)),
+                lows[0].eq(Cat(ones > k for k in range(4))), lows[1].eq(lows[0]),
+                self.first.eq(low | Mux(kept[3] == 3, Cat(Const(0, 16), *nearer), high)),
+                self.second.eq(high),
             ]
-            m.d.sync += [now.eq(before) for before, now in zip(lows, lows[1:], strict=False)]
         return m
 
+    def _half(self):
+        """Return the ones of the low byte, and both ranks, of a code of 8 of 16."""
+        c = self.code
+        split = Array([(Cat(c[6:9], Const(8, 4)), c[:6]), (c[3:9], Cat(c[:3], Const(8, 4))),
+                       (Cat(c[3:6], Const(8, 4)), Cat(c[:3], Const(8, 4)))])
+        rest = c[6:12]  # of the codes below 4096
+        few = Mux(rest == 58, Mux(c[0], 8, 0), Mux(rest[0], 7, 1))
+        few_low, few_high = (Mux(rest == 58, 0, part) for part in (c[3:6], c[:3]))
+        narrow = c[12] & c[11]  # of those from 8192 on
+        far = c[12] & ~c[11]
+        ones = Mux(c[13], Mux(narrow, Mux(c[10], 6, 2), 4),
+                   Mux(c[12], 5, Mux(rest < 56, 3, few)))
+        low, high = (
+            Mux(c[13], Mux(narrow, thin, Mux(far, Array(row[at] for row in split)[c[9:11]], wide)),
+                Mux(c[12] | (rest < 56), wide, small))
+            for at, (wide, thin, small) in enumerate(((c[6:12], c[5:10], few_low),
+                                                      (c[:6], c[:5], few_high))))
+        return ones, low, high
+
+    def _quarter(self):
+        """Return the same of a code of 4 of 16; of 12 of 16 the ones that the low byte lacks."""
+        c = self.code
+        end = c[7:10].all()  # 896 to 1023
+        past = c[6] & c[3]
+        last = c[6:9].all()  # 1984 to 2047
+        ones = Mux(c[10], Mux(c[9], Mux(last, 4, 3), 1), Mux(end, Mux(past, 4, 0), 2))
+        low = Mux(c[10], Mux(c[9], Mux(last, c[:6], c[3:9]), c[6:9]),
+                  Mux(end, Mux(past, Cat(c[:3], Const(8, 4)), 0), c[5:10]))
+        high = Mux(c[10], Mux(c[9], Mux(last, 0, c[:3]), c[:6]),
+                   Mux(end, Mux(past, 0, c[:7]), c[:5]))
+        return ones, low, high
+
     @staticmethod
-    def _constants(kept, past):
-        fewest, starts = _firsts(kept)
-        if past >= len(starts):
-            return 0, 0, 0, 0, 0
-        count = fewest + past
-        size = comb(8, count) * comb(8, kept - count)
-        return (starts[past], _magic(kept, count, size), comb(8, kept - count), FIRST_BYTE[count],
-                FIRST_BYTE[kept - count])
+    def _counts():
+        """Return the ones of the low and of the high byte, by what a code's bits say and kept."""
+        said = range(16)
+
+        def legal(ones):
+            return ones if 0 <= ones <= 8 else 0
+        low = [0] * 16 + [*map(legal, said)] * 2 + [legal(8 - ones) for ones in said]
+        high = [0] * 16 + [legal(4 - ones) for ones in said] + [legal(8 - ones) for ones in said]
+        return low, high + [legal(4 + ones) for ones in said]

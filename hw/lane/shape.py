@@ -67,9 +67,13 @@ class LaneShape:
             "scales": 16 * self.rows, "chunk": CHUNK_BITS, "last_chunk": 1,
             "last_of_tile": 1, "end_of_strip": 1})
 
-    def parts_together(self, bits):
-        """Return the parts of a bundle whose codes come together, at some bits a code."""
-        return min(self.parts, 1 << (8 // bits).bit_length() - 1)
+    def parts_together(self, bits, kept):
+        """Return the parts of a bundle whose codes come together, at some bits a code.
+
+        Each part takes ``beat_bytes`` codes, of 4 of 16 half as many: they have two slots each.
+        """
+        at_once = 1 << (8 // bits).bit_length() - 1
+        return min(self.parts, 2 * at_once if kept == 4 else at_once)
 
 
 def format_keys():
@@ -108,7 +112,8 @@ class TileFormat:
         counts = range(self.rows + 1)
         self.codes_bytes = [-(-rows * codes * bits // 8) for rows in counts]
         self.position_bits = [rows * here * layout.position_bits(kept) for rows in counts]
-        self.step_bytes = shape.parts_together(bits) * shape.beat_bytes * bits // 8
+        together = shape.parts_together(bits, kept) * shape.beat_bytes * bits // 8
+        self.step_bytes = together // 2 if kept == 4 else together
         low = (1 << here) - 1
         if kept == 12:
             self.used = low | low << shape.windows

@@ -243,6 +243,7 @@ class Steps(wiring.Component):
         self.chunk, self.sub = Signal(CHUNK_BITS), Signal(SUB_BITS)
         self.codes_size, self.codes_after = (Signal(range(shape.slots + 1)) for _ in range(2))
         self.last_sub = Signal()
+        self.no_codes, self.no_coded = Signal(), Signal()  # nothing is taken
         self.coded, self.coded_phase = Signal.like(self.coded_size), Signal(3)
         self.count = Signal(3)
         self.row_done, self.last_step = Signal(), Signal()
@@ -279,18 +280,19 @@ class Steps(wiring.Component):
             step.eq(Mux(self.load, ahead.constants.step, constants.step)),
             whole.eq(Mux(self.load, fresh[0], Mux(self.last_sub, later[0], self.codes_after)))]
         with m.If(self.load | (self.issue & self.tile_codes)):
-            m.d.sync += [self.last_sub.eq(whole <= step),
+            m.d.sync += [self.last_sub.eq(whole <= step), self.no_codes.eq(whole == 0),
                          self.codes_size.eq(Mux(whole <= step, whole, step)),
                          self.codes_after.eq(whole - step), self.sub.eq(self.sub + 1)]
         with m.If(self.bundle_done):
             m.d.sync += [self.rows.eq(rows_then), self.chunk.eq(chunk_then), self.sub.eq(0),
-                         self.coded.eq(later[1]), self.coded_phase.eq(phase_then)]
+                         self.coded.eq(later[1]), self.no_coded.eq(later[1] == 0),
+                         self.coded_phase.eq(phase_then)]
             with m.If(self.row_done):
                 m.d.sync += self.done.eq(self.done + self.count)
         with m.If(self.load):
             m.d.sync += [tile.valid.eq(1), self.rows.eq(ahead.count), self.done.eq(0),
                          self.chunk.eq(0), self.sub.eq(0), self.coded.eq(fresh[1]),
-                         self.coded_phase.eq(0)]
+                         self.no_coded.eq(fresh[1] == 0), self.coded_phase.eq(0)]
         with m.Elif(self.finished):
             m.d.sync += tile.valid.eq(0)
 
@@ -302,13 +304,14 @@ class Steps(wiring.Component):
         tiles_here = Signal(range(SEGMENT_TILES + 1))  # tiles of the segment that are begun
         self.scale, self.zero = Signal(9), Signal(9)  # of the segment, through
         left, there = Signal(range(512)), Signal()  # bytes of a section, and that a step may be
+        nothing = Signal()  # is taken
         m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
                      self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
 
         def section(state, kind, amount, each, after):
             """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
             with m.State(state):
-                m.d.comb += [self.kind.eq(kind), there.eq(1),
+                m.d.comb += [self.kind.eq(kind), there.eq(1), nothing.eq(amount == 0),
                              left.eq(Mux(amount > beat // each, beat // each, amount)),
                              self.size.eq(left << (each - 1))]
                 with m.If(self.issue):
@@ -357,7 +360,9 @@ class Steps(wiring.Component):
                     m.next = "CODES"
             with m.State("CODES"):
                 m.d.comb += [self.kind.eq(Kind.CODES), self.tile_codes.eq(1),
-                             there.eq(tile.valid & (~self.last_sub | self.coded_fits)),
+                             nothing.eq(self.no_codes),
+                             there.eq(tile.valid & (~self.last_sub | self.no_coded
+                                                    | self.coded_fits)),
                              self.size.eq(self.codes_size)]
                 with m.If(self.finished & self.last_tile):
                     m.d.sync += [self.headed.eq(0), self.looked.eq(0), self.weighed.eq(0),
@@ -371,7 +376,7 @@ class Steps(wiring.Component):
             m.d.sync += [self.scales_left.eq(self.scales_left + self.scales_here),
                          self.zeros_left.eq(self.zeros_left + self.zeros_here)]
         m.d.comb += [
-            self.issue.eq(self.enable & there & self.fits),
+            self.issue.eq(self.enable & there & (nothing | self.fits)),
             self.take.eq(self.issue | self.read_head),
             self.bundle_done.eq(self.issue & self.tile_codes & self.last_sub),
             self.coded_size.eq(self.coded), self.coded_take.eq(self.bundle_done),

@@ -1,5 +1,7 @@
 """Unpack weight streams into bundles. Format: :mod:`alula.hw.layout`."""
 
+from itertools import product
+
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -15,7 +17,7 @@ from alula.hw.lane.shape import SELECT_BITS, LaneShape
 from alula.hw.lane.steps import START, Kind, Steps, step_layout
 from alula.hw.lane.window import window
 
-COARSE_BYTES, COARSE_BITS = 16, 32  # the first shift's unit: of the stream, of position codes
+COARSE_BYTES, COARSE_BITS = 16, 128  # the first shift's unit: of the stream, of position codes
 TAKEN = 2  # stage at which what a step takes is at its place
 LATENCY = TAKEN + positions.LATENCY  # stages to a bundle
 QUAD = 4  # slots that take their codes together
@@ -90,7 +92,7 @@ class Unpacker(wiring.Component):
         m, shape = self.m, self.shape
         beat_bits = 8 * shape.beat_bytes
         m.submodules.gear = gear = Gear(beat_bits, 8)
-        m.submodules.coded_gear = coded = Gear(beat_bits, 1)
+        m.submodules.coded_gear = coded = Gear(beat_bits, 1, every_clock=False)
         most = layout.positions_bytes(SEGMENT_TILES * TILE_ROWS, max(numerics.GROUPS), 8)
         m.submodules.coded_words = self.coded_words = words = WordQueue(
             beat_bits, 1 << (most // shape.beat_bytes).bit_length())
@@ -158,11 +160,10 @@ class Unpacker(wiring.Component):
     def _weights(self, taken, zeros, lows):
         """Cut out codes and subtract zero points."""
         shape, stages = self.shape, self.stages
-        expanded = TAKEN + 1
-        codes = self._put_together(self._register(taken, expanded - TAKEN), stages[expanded])
-        placed = self._register(self._placed(codes, stages[expanded + 1]), 2)
-        points = self._register(self._points(zeros, stages[TAKEN + 1]))
-        points = self._register(self._by_half_window(points, stages[TAKEN + 2]), 2)
+        codes = self._put_together(taken, stages[TAKEN])
+        placed = self._register(self._placed(codes, stages[TAKEN + 1]))
+        points = self._register(self._by_half_window(
+            self._points(zeros, stages[TAKEN + 1]), stages[TAKEN + 1]))
         held = self._register(self._held(stages[-2]))
         self.m.d.comb += self.bundles.payload.weights.eq(Cat(
             self._weight(code, point, held[slot // QUAD], lows[slot // layout.CASCADE], slot)
@@ -190,32 +191,38 @@ class Unpacker(wiring.Component):
         together = Signal(8 * shape.slots, reset_less=True)
         size = shape.beat_bytes
         for part in range(shape.parts):
-            by_width, when = [], []
-            for bits in numerics.WEIGHT_BITS:
-                at_once = shape.parts_together(bits)
-                first = part % at_once * size
-                by_width.append(Cat(
-                    Cat(taken[bits * code:bits * (code + 1)], Const(0, 8 - bits))
-                    for code in range(first, first + size)))
+            choices, when = [], []
+            for twice, bits in product((False, True), numerics.WEIGHT_BITS):
+                at_once = shape.parts_together(bits, 4 if twice else 0)
+                codes = [self._source(slot, twice) for slot in range(size)]
+                first = part % at_once * (size // 2 if twice else size)
+                choices.append(Cat(
+                    Cat(taken[bits * (first + code):bits * (first + code + 1)], Const(0, 8 - bits))
+                    for code in codes))
                 when.append(step.sub == part // at_once)
-            with m.If(self.go & Array(when)[step.width]):
+            which = Cat(step.width, step.kept == 1)
+            with m.If(self.go & Array(when)[which]):
                 m.d.sync += together[8 * size * part:8 * size * (part + 1)].eq(
-                    Array(by_width)[step.width])
+                    Array(choices)[which])
         return together
 
+    @staticmethod
+    def _source(slot, twice):
+        """Return which code a slot takes; those of 4 of 16 go to two. Ref: PositionDecoder."""
+        return slot // layout.CASCADE * QUAD + slot % QUAD if twice else slot
+
     def _placed(self, codes, step):
-        """Return codes where their slots are. Ref: :class:`PositionDecoder`."""
+        """Return codes where their slots are.
+
+        Of 12 of 16 the last four codes of each window come after all others.
+        """
         shape = self.shape
         quads = _cut(codes, 8 * QUAD, 2 * shape.half_windows)
-        placed = []
-        for j in range(shape.half_windows):
-            rest = quads[2 * j + 1]
-            if j >= shape.windows:  # the last four codes of each window come after all others
-                rest = Mux(step.kept == 3, Array(
-                    quads[min((2 << log2) + j - shape.windows, len(quads) - 1)]
-                    for log2 in range(shape.windows.bit_length()))[step.windows_log2], rest)
-            placed += [Mux(step.kept == 1, quads[j], quads[2 * j]),
-                       Mux(step.kept == 1, quads[j], rest)]
+        placed = list(quads)
+        for j in range(shape.windows, shape.half_windows):
+            rest = Array(quads[min((2 << log2) + j - shape.windows, len(quads) - 1)]
+                         for log2 in range(shape.windows.bit_length()))
+            placed[2 * j + 1] = Mux(step.kept == 3, rest[step.windows_log2], quads[2 * j + 1])
         return Cat(placed)
 
     def _points(self, zeros, step):
