@@ -51,8 +51,9 @@ def _format_table(shape):
     entries = []
     for key in format_keys():
         tile = TileFormat(shape, *key)
-        entry = dict(regions_log2=tile.regions_log2, rows=tile.rows, last_chunk=tile.chunks - 1,
-                     step=tile.step_bytes, used=tile.used)
+        entry = dict(regions_log2=tile.regions_log2, rows_log2=tile.rows.bit_length() - 1,
+                     last_chunk=tile.chunks - 1, step=tile.step_bytes, used=tile.used,
+                     phase=tile.chunks * tile.position_bits[1] % 8)
         for name, by_count in (("codes", tile.codes_bytes), ("coded", tile.position_bits)):
             for rows in range(1, shape.rows + 1):
                 entry[f"{name}_{rows}"] = by_count[min(rows, tile.rows)]
@@ -62,22 +63,21 @@ def _format_table(shape):
     return data.StructLayout(fields), entries
 
 
-class _Tile:
-    """A tile's constants and header in registers."""
+def _tile_layout(shape, table):
+    """Return the layout of a tile as its steps need it.
 
-    def __init__(self, constants):
-        self.valid = Signal()
-        self.header = Signal(HEADER_BITS, reset_less=True)
-        self.count = Signal(5, reset_less=True)
-        self.constants = constants
-
-    @property
-    def kept(self):
-        return self.header[TILE_ROWS + 2:TILE_ROWS + 4]
-
-    @property
-    def width(self):
-        return self.header[TILE_ROWS + 4:TILE_ROWS + 6]
+    It has ``left`` bundles, or rows of chunks: of ``whole`` bytes of codes and ``whole_coded``
+    bits of position codes, the ``final`` one perhaps of fewer. The ``first`` may be the final one.
+    ``pad`` bits follow the tile's position codes.
+    """
+    codes, coded = table[f"codes_{shape.rows}"].shape, table[f"coded_{shape.rows}"].shape
+    return data.StructLayout({
+        "present": TILE_ROWS, "kept": 2, "width": 2, "zero_points": 1,
+        **{name: table[name].shape for name in ("regions_log2", "last_chunk", "step", "used")},
+        "left": range(TILE_ROWS + 1), "pad": 3,
+        "whole": codes, "final": codes, "first": codes,
+        "whole_coded": coded, "final_coded": coded, "first_coded": coded,
+        "final_count": 3, "first_count": 3})
 
 
 def _ones(bits):
@@ -200,105 +200,127 @@ class Steps(wiring.Component):
         ]
 
     def _tiles(self):
-        """Look up the tiles of a segment, one ahead of the current one."""
+        """Look up the tiles of a segment, three ahead of the current one."""
         m = self.m
         table, entries = _format_table(self.shape)
         m.submodules.formats = rom = memory.Memory(
-            shape=table, depth=len(entries), init=entries)
+            shape=table, depth=len(entries), init=entries, attrs={"rom_style": "block"})
         port = rom.read_port()
+        layout_ = _tile_layout(self.shape, table)
         self.looked = Signal(range(SEGMENT_TILES + 1))  # tiles of the segment looked up
-        first = Signal()
-        header = Signal(HEADER_BITS, reset_less=True)
-        self.next = ahead = _Tile(port.data)
-        self.current = current = _Tile(Signal(table, reset_less=True))
+        self.next, self.tile = (Signal(layout_, name=name, reset_less=True)
+                                for name in ("next_tile", "tile"))
+        self.has_next, self.has_tile = Signal(), Signal()
         self.load = Signal()  # the next tile becomes the current one
-        look, move = Signal(), Signal()
+        read, found = (Signal(HEADER_BITS, name=name, reset_less=True)
+                       for name in ("read_header", "found_header"))
+        has_read, has_found = Signal(), Signal()
+        count = Signal(5, reset_less=True)
+        look, find, plan = Signal(), Signal(), Signal()
         m.d.comb += [
-            move.eq(first & (~ahead.valid | self.load)),
+            plan.eq(has_found & (~self.has_next | self.load)),
+            find.eq(has_read & (~has_found | plan)),
             look.eq((self.looked < self.headed) & (self.looked != self.segment)
-                    & (~first | move)),
-            port.en.eq(move),
-            port.addr.eq(Cat(header[TILE_ROWS + 4:TILE_ROWS + 6],
-                             header[TILE_ROWS + 2:TILE_ROWS + 4], (self.group_log2 - 4)[:3])),
+                    & (~has_read | find)),
+            port.en.eq(find),
+            port.addr.eq(Cat(read[TILE_ROWS + 4:TILE_ROWS + 6],
+                             read[TILE_ROWS + 2:TILE_ROWS + 4], (self.group_log2 - 4)[:3])),
         ]
+        m.d.sync += [has_read.eq(look | (has_read & ~find)),
+                     has_found.eq(find | (has_found & ~plan)),
+                     self.has_next.eq(plan | (self.has_next & ~self.load)),
+                     self.looked.eq(self.looked + look)]
         with m.If(look):
-            m.d.sync += [header.eq(self.headers.word_select(self.looked[:4], HEADER_BITS)),
-                         self.looked.eq(self.looked + 1), first.eq(1)]
-        with m.Elif(move):
-            m.d.sync += first.eq(0)
-        with m.If(move):
-            m.d.sync += [ahead.header.eq(header), ahead.valid.eq(1),
-                         ahead.count.eq(_ones(header[:TILE_ROWS]))]
-        with m.Elif(self.load):
-            m.d.sync += ahead.valid.eq(0)
+            m.d.sync += read.eq(self.headers.word_select(self.looked[:4], HEADER_BITS))
+        with m.If(find):
+            m.d.sync += [found.eq(read), count.eq(_ones(read[:TILE_ROWS]))]
+        with m.If(plan):
+            m.d.sync += self.next.eq(self._planned(found, count, port.data))
         with m.If(self.load):
-            m.d.sync += [current.header.eq(ahead.header), current.count.eq(ahead.count),
-                         current.constants.eq(ahead.constants)]
+            m.d.sync += self.tile.eq(self.next)
+
+    def _planned(self, header, count, constants):
+        """Return a tile's layout from its header, its rows and the constants of its format."""
+        m, planned = self.m, Signal.like(self.next, name="planned")
+        names = range(1, self.shape.rows + 1)
+        rest = Signal(3)  # rows of a bundle that is not full
+        full, single = Signal(5), Signal()
+        m.d.comb += [
+            rest.eq(count & ((1 << constants.rows_log2) - 1)), full.eq(count >> constants.rows_log2),
+            single.eq(planned.left == 1),
+            planned.present.eq(header[:TILE_ROWS]), planned.kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
+            planned.width.eq(header[TILE_ROWS + 4:TILE_ROWS + 6]), planned.zero_points.eq(header[-1]),
+            planned.left.eq(full + ((rest != 0) | (count == 0))),
+            planned.pad.eq(0 - count * constants.phase),
+            planned.final_count.eq(Mux((rest == 0) & (count != 0), 1 << constants.rows_log2,
+                                       rest)),
+            planned.first_count.eq(Mux(single, planned.final_count, 1 << constants.rows_log2)),
+        ]
+        m.d.comb += [planned[name].eq(constants[name])
+                     for name in ("regions_log2", "last_chunk", "step", "used")]
+        for mine, theirs in (("", "codes"), ("_coded", "coded")):
+            by_rows = Array([Const(0, 1), *(constants[f"{theirs}_{n}"] for n in names)])
+            whole, final, first = (planned[f"{name}{mine}" if mine else name]
+                                   for name in ("whole", "final", "first"))
+            pad = planned.pad if mine else 0
+            m.d.comb += [whole.eq(by_rows[self.shape.rows]),
+                         final.eq(by_rows[planned.final_count]),
+                         first.eq(Mux(single, final + Mux(constants.last_chunk == 0, pad, 0),
+                                      whole))]
+        return planned
 
     def _plan(self):
         """Decide what the next step takes of a bundle's codes, a clock ahead."""
-        m, shape, tile, ahead = self.m, self.shape, self.current, self.next
-        names = range(1, shape.rows + 1)
-        self.rows, self.done = Signal(5), Signal(5)  # of the tile, still to come and through
+        m, shape, tile, ahead = self.m, self.shape, self.tile, self.next
+        self.left = Signal.like(tile.left)  # bundles or rows, with this one
+        self.done, self.count = Signal(5), Signal(3)  # rows through, and of this bundle
         self.chunk, self.sub = Signal(CHUNK_BITS), Signal(SUB_BITS)
-        self.codes_size, self.codes_after = (Signal(range(shape.slots + 1)) for _ in range(2))
-        self.last_sub = Signal()
-        self.no_codes, self.no_coded = Signal(), Signal()  # nothing is taken
-        self.coded, self.coded_phase = Signal.like(self.coded_size), Signal(3)
-        self.count = Signal(3)
+        self.size_of_codes, after = (Signal(range(shape.slots + 1), name=name)
+                                     for name in ("size_of_codes", "after"))
+        self.last_sub, self.no_codes = Signal(), Signal()
+        self.coded, self.no_coded = Signal.like(tile.first_coded), Signal()
         self.row_done, self.last_step = Signal(), Signal()
         self.bundle_done, self.finished = Signal(), Signal()
-        constants = tile.constants
+        single, final_next = Signal(), Signal()
         m.d.comb += [
-            self.count.eq(Mux(self.rows < constants.rows, self.rows, constants.rows)),
-            self.row_done.eq(self.chunk == constants.last_chunk),
-            self.last_step.eq((self.rows <= constants.rows)
-                              & ((self.rows == 0) | self.row_done)),
+            single.eq(self.left == 1), self.row_done.eq(self.chunk == tile.last_chunk),
+            final_next.eq(self.row_done & (self.left == 2)),
+            self.last_step.eq(single & (self.row_done | (self.count == 0))),
             self.finished.eq(self.bundle_done & self.last_step),
-            self.load.eq(ahead.valid & (~tile.valid | self.finished)),
+            self.load.eq(self.has_next & (~self.has_tile | self.finished)),
         ]
+        m.d.sync += self.has_tile.eq(self.load | (self.has_tile & ~self.finished))
 
-        def planned(constants, rows, chunk, phase):
-            """Return the bytes of a bundle's codes, and the bits of its position codes."""
-            most = Mux(rows < constants.rows, rows, constants.rows)
-            whole, coded = (Array([Const(0, 1), *(constants[f"{name}_{n}"] for n in names)])[most]
-                            for name in ("codes", "coded"))
-            last = (rows <= constants.rows) & (chunk == constants.last_chunk)
-            pad = (0 - phase - coded[:3])[:3]  # a tile's position codes end at a byte
-            return whole, coded + Mux(last, pad, 0)
+        def take(codes, step):
+            last = codes <= step
+            m.d.sync += [self.size_of_codes.eq(Mux(last, codes, step)), after.eq(codes - step),
+                         self.last_sub.eq(last), self.no_codes.eq(codes == 0)]
 
-        rows_then, chunk_then = Signal(5), Signal(CHUNK_BITS)
-        m.d.comb += [
-            rows_then.eq(Mux(self.row_done, self.rows - self.count, self.rows)),
-            chunk_then.eq(Mux(self.row_done, 0, self.chunk + 1)),
-        ]
-        phase_then = (self.coded_phase + self.coded)[:3]
-        fresh = planned(ahead.constants, ahead.count, Const(0, 1), Const(0, 3))
-        later = planned(constants, rows_then, chunk_then, phase_then)
-        whole, step = Signal.like(self.codes_after), Signal.like(self.codes_after)
-        m.d.comb += [
-            step.eq(Mux(self.load, ahead.constants.step, constants.step)),
-            whole.eq(Mux(self.load, fresh[0], Mux(self.last_sub, later[0], self.codes_after)))]
-        with m.If(self.load | (self.issue & self.tile_codes)):
-            m.d.sync += [self.last_sub.eq(whole <= step), self.no_codes.eq(whole == 0),
-                         self.codes_size.eq(Mux(whole <= step, whole, step)),
-                         self.codes_after.eq(whole - step), self.sub.eq(self.sub + 1)]
+        with m.If(self.issue & self.tile_codes):
+            take(after, tile.step)
+            m.d.sync += self.sub.eq(self.sub + 1)
         with m.If(self.bundle_done):
-            m.d.sync += [self.rows.eq(rows_then), self.chunk.eq(chunk_then), self.sub.eq(0),
-                         self.coded.eq(later[1]), self.no_coded.eq(later[1] == 0),
-                         self.coded_phase.eq(phase_then)]
+            take(Mux(final_next, tile.final, tile.whole), tile.step)
+            last = Mux(self.row_done, final_next & (tile.last_chunk == 0),
+                       single & (self.chunk + 1 == tile.last_chunk))
+            coded = Mux(final_next, tile.final_coded, tile.whole_coded)
+            m.d.sync += [self.sub.eq(0), self.coded.eq(coded + Mux(last, tile.pad, 0)),
+                         self.no_coded.eq(coded == 0), self.chunk.eq(self.chunk + 1)]
             with m.If(self.row_done):
-                m.d.sync += self.done.eq(self.done + self.count)
+                m.d.sync += [self.chunk.eq(0), self.left.eq(self.left - 1),
+                             self.done.eq(self.done + self.count)]
+            with m.If(final_next):
+                m.d.sync += self.count.eq(tile.final_count)
         with m.If(self.load):
-            m.d.sync += [tile.valid.eq(1), self.rows.eq(ahead.count), self.done.eq(0),
-                         self.chunk.eq(0), self.sub.eq(0), self.coded.eq(fresh[1]),
-                         self.no_coded.eq(fresh[1] == 0), self.coded_phase.eq(0)]
-        with m.Elif(self.finished):
-            m.d.sync += tile.valid.eq(0)
+            take(ahead.first, ahead.step)
+            m.d.sync += [self.left.eq(ahead.left), self.count.eq(ahead.first_count),
+                         self.done.eq(0), self.chunk.eq(0), self.sub.eq(0),
+                         self.coded.eq(ahead.first_coded),
+                         self.no_coded.eq(ahead.first_coded == 0)]
 
     def _sections(self):
         """Go through a segment's sections."""
-        m, shape, tile = self.m, self.shape, self.current
+        m, shape, tile = self.m, self.shape, self.tile
         beat = shape.beat_bytes
         self.word = Signal(8)
         tiles_here = Signal(range(SEGMENT_TILES + 1))  # tiles of the segment that are begun
@@ -361,9 +383,9 @@ class Steps(wiring.Component):
             with m.State("CODES"):
                 m.d.comb += [self.kind.eq(Kind.CODES), self.tile_codes.eq(1),
                              nothing.eq(self.no_codes),
-                             there.eq(tile.valid & (~self.last_sub | self.no_coded
+                             there.eq(self.has_tile & (~self.last_sub | self.no_coded
                                                     | self.coded_fits)),
-                             self.size.eq(self.codes_size)]
+                             self.size.eq(self.size_of_codes)]
                 with m.If(self.finished & self.last_tile):
                     m.d.sync += [self.headed.eq(0), self.looked.eq(0), self.weighed.eq(0),
                                  self.sparse.eq(0), self.tiles.eq(self.tiles - self.segment)]
@@ -385,28 +407,28 @@ class Steps(wiring.Component):
             m.d.sync += tiles_here.eq(tiles_here + 1)
         with m.If(self.bundle_done & self.row_done):
             m.d.sync += self.scale.eq(self.scale + self.count)
-            with m.If(tile.header[-1]):
+            with m.If(tile.zero_points):
                 m.d.sync += self.zero.eq(self.zero + self.count)
         with m.If(self.finished & self.last_tile):
             m.d.sync += [tiles_here.eq(0), self.scale.eq(0), self.zero.eq(0)]
 
     def _describe(self):
         """Put what is issued into the step's register."""
-        m, step, tile = self.m, self.step, self.current
-        codes, constants = self.tile_codes, tile.constants
+        m, step, tile = self.m, self.step, self.tile
+        codes = self.tile_codes
         most = self.shape.windows.bit_length() - 1
         with m.If(self.enable):
             m.d.sync += [
                 step.valid.eq(self.issue), step.kind.eq(self.kind),
                 step.offset.eq(self.offset), step.coded_offset.eq(self.coded_offset),
                 step.width.eq(tile.width), step.kept.eq(tile.kept),
-                step.zero_points.eq(tile.header[-1]),
+                step.zero_points.eq(tile.zero_points),
                 step.windows_log2.eq(Mux(self.group_log2 - 4 < most, self.group_log2 - 4, most)),
-                step.regions_log2.eq(constants.regions_log2), step.used.eq(constants.used),
+                step.regions_log2.eq(tile.regions_log2), step.used.eq(tile.used),
                 step.count.eq(self.count), step.done.eq(self.done),
-                step.present.eq(tile.header[:TILE_ROWS]),
+                step.present.eq(tile.present),
                 step.sub.eq(self.sub), step.last_sub.eq(self.last_sub),
-                step.chunk.eq(self.chunk), step.last_chunk.eq(self.row_done | (self.rows == 0)),
+                step.chunk.eq(self.chunk), step.last_chunk.eq(self.row_done | (self.count == 0)),
                 step.last_of_tile.eq(self.last_step),
                 step.end_of_strip.eq(self.last_step & self.last_tile & self.end_of_strip),
                 step.item.eq(Mux(codes, self.scale, self.word)), step.zero_item.eq(self.zero),

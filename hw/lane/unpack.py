@@ -179,10 +179,12 @@ class Unpacker(wiring.Component):
         difference, weight = (Signal(signed(9), name=f"{name}_{slot}", reset_less=True)
                               for name in ("difference", "weight"))
         there = held & ((self.stages[-1].kept != 1) | (low[k] if k < QUAD else ~low[k - QUAD]))
+        clear = Signal(name=f"clear_{slot}")  # one signal, so that it is the register's reset
+        m.d.comb += clear.eq(self.go & ~there)
         with m.If(self.go):
             m.d.sync += [difference.eq(code - point), weight.eq(difference)]
-            with m.If(~there):
-                m.d.sync += weight.eq(0)
+        with m.If(clear):
+            m.d.sync += weight.eq(0)
         return weight
 
     def _put_together(self, taken, step):

@@ -172,6 +172,9 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
     flags = [*CXX_OPTIONS, f"-I{include}", f"-I{include / 'vltstd'}", f"-I{folder}",
              "-DVERILATOR=1", "-DVM_TRACE=" + str(int(trace)), "-DVM_TRACE_FST=" + str(int(trace)),
              *(["-DALULA_TRACE"] if trace else [])]
+    compression = _compression(cxx, folder, environment) if trace else []
+    if trace and not compression:
+        flags.append(f"-I{files('alula.sim.rtl').joinpath('stored')}")
     advance = report("compile C++", len(sources))
     objects = [folder / f"{source.stem}.o" for source in sources]
 
@@ -183,11 +186,24 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(make, zip(sources, objects, strict=True)))
-    link = ["-lz", "-lpthread"] if trace else ["-lpthread"]
-    _tool([*cxx, "-shared", "-o", str(folder / LIBRARY), *map(str, objects), *link],
-          folder / "link.log", environment)
+    _tool([*cxx, "-shared", "-o", str(folder / LIBRARY), *map(str, objects), *compression,
+           "-lpthread"], folder / "link.log", environment)
     for path in {*objects, *folder.glob("Vtop*")}:
         path.unlink()
+
+
+def _compression(cxx: list[str], folder: Path, environment: dict[str, str]) -> list[str]:
+    """Return how to link what compresses waveforms; nothing if the machine has no such library."""
+    libraries = ["-llz4", "-lz"]
+    probe = folder / "probe.cpp"
+    probe.write_text("#include <lz4.h>\n#include <zlib.h>\nunsigned long probe() {\n"
+                     "    return LZ4_compressBound(1) + compressBound(1);\n}\n")
+    try:
+        _tool([*cxx, "-fPIC", "-shared", str(probe), "-o", str(probe.with_suffix(".so")),
+               *libraries], probe.with_suffix(".log"), environment)
+    except BuildError:
+        return []
+    return libraries
 
 
 def _tool(command: list[str], log: Path, environment: dict[str, str]) -> None:
