@@ -12,6 +12,8 @@ import numpy as np
 from amaranth.hdl import Cat, Const, Mux, Value as Expression, signed
 from amaranth.lib import data, enum
 
+from alula.hw.choice import choose
+
 FLOAT = data.StructLayout({"fraction": 23, "exponent": 8, "sign": 1})
 HALF = data.StructLayout({"fraction": 10, "exponent": 5, "sign": 1})
 NAN = 0x7FC0_0000
@@ -131,13 +133,6 @@ def _round(p, sign, kind, exponent, significand, guard, sticky, bounded=False):
     return p.apply(pack, sign, kind, exponent, significand, guard, sticky, shape=32)
 
 
-def _four(select, values):
-    """Return one of up to four values; what a select that has none gives is undefined."""
-    values = [*values, *values[-1:] * (4 - len(values))]
-    return Mux(select[1], Mux(select[0], values[3], values[2]),
-               Mux(select[0], values[1], values[0]))
-
-
 def _leading(p, bits):
     """Return how many leading zeros a value has, and the value without them.
 
@@ -151,7 +146,7 @@ def _leading(p, bits):
         some = [p.wire(bits[max(0, width - at - step):width - at].any(), "some") for at in places]
         some += [Const(0, 1)] * (4 - len(some))
         digit = p.wire(Cat(~some[0] & (some[1] | ~some[2]), ~some[0] & ~some[1]), "digit")
-        bits = p.wire(_four(digit, [Cat(Const(0, at), bits[:width - at]) for at in places]),
+        bits = p.wire(choose(digit, [Cat(Const(0, at), bits[:width - at]) for at in places]),
                       "shifted")
         count.insert(0, digit)
     return Cat(*count), bits
@@ -238,14 +233,11 @@ def add(p, a, b):
 
 def _shifted_right(p, bits, by):
     """Return bits shifted by up to 31, above a bit that tells whether ones were shifted out."""
-    lost, width = Const(0, 1), len(bits)
+    lost = Const(0, 1)
     for low, taken in ((3, 2), (1, 2), (0, 1)):
-        digit = by[low:low + taken]
-        places = [choice << low for choice in range(1 << taken)]
-        gone = [bits[:place].any() for place in places]
-        lost = p.wire(lost | _four(Cat(digit, Const(0, 2 - taken)), gone), "lost")
-        bits = p.wire(_four(Cat(digit, Const(0, 2 - taken)),
-                            [Cat(bits[place:], Const(0, place)) for place in places])[:width],
+        digit, places = by[low:low + taken], [choice << low for choice in range(1 << taken)]
+        lost = p.wire(lost | choose(digit, [bits[:place].any() for place in places]), "lost")
+        bits = p.wire(choose(digit, [Cat(bits[place:], Const(0, place)) for place in places]),
                       "shifted")
     return Cat(lost, bits, Const(0, 1))
 
