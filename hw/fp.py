@@ -219,7 +219,7 @@ def add(p, a, b):
     sign, subtract, kind, exponent, big, small, apart = p.apply(swap, a, b)
 
     def total(big, small, apart, subtract):
-        small = _shifted_right(p, Cat(Const(0, 2), small), apart)
+        small = Cat(*_shifted_right(p, Cat(Const(0, 2), small), apart), Const(0, 1))
         # One carry chain for both: the complement's 1 is its carry in.
         return (Cat(Const(0, 3), big) + (small ^ subtract.replicate(28)) + subtract)[:28]
     bits = p.apply(total, big, small, apart, subtract)
@@ -232,14 +232,17 @@ def add(p, a, b):
 
 
 def _shifted_right(p, bits, by):
-    """Return bits shifted by up to 31, above a bit that tells whether ones were shifted out."""
-    lost = Const(0, 1)
-    for low, taken in ((3, 2), (1, 2), (0, 1)):
-        digit, places = by[low:low + taken], [choice << low for choice in range(1 << taken)]
+    """Return whether ones are shifted out, and bits shifted right."""
+    lost, left = Const(0, 1), len(by)
+    while left:
+        taken = min(2, left)
+        left -= taken
+        digit = by[left:left + taken]
+        places = [min(choice << left, len(bits)) for choice in range(1 << taken)]
         lost = p.wire(lost | choose(digit, [bits[:place].any() for place in places]), "lost")
         bits = p.wire(choose(digit, [Cat(bits[place:], Const(0, place)) for place in places]),
                       "shifted")
-    return Cat(lost, bits, Const(0, 1))
+    return lost, bits
 
 
 def _significand(x):
@@ -340,9 +343,9 @@ def to_int(p, x, low, high):
     sign, nan, large, shift, bits = p.apply(place, x)
 
     def cut(bits, shift):
-        wide = p.wire(Cat(Const(0, width + 1), bits) >> shift, "wide")
-        whole, rest = wide[-width:], wide[:-width]
-        return whole, rest[-1] & (rest[:-1].any() | whole[0])
+        rest, kept = bits[:-width - 1].any(), bits[-width - 1:]
+        lost, kept = _shifted_right(p, kept, shift)
+        return kept[1:], kept[0] & (lost | rest | kept[1])
     whole, up = p.apply(cut, bits, shift)
 
     def clip(sign, nan, large, whole, up):
@@ -385,9 +388,12 @@ def scale_by_power(p, x, power):
     def scale(bits, power):
         x = as_float(bits)
         new = p.wire(x.exponent + power, "exponent")
-        size = Mux((new <= 0) | is_zero(bits), 0,
-                   Mux(new >= FULL, INFINITY, Cat(x.fraction, new[:8])))
-        return Mux(x.exponent == FULL, bits, Cat(size[:31], x.sign))
+        stays = x.exponent == FULL
+        zero = (new <= 0) | is_zero(bits)
+        large = new >= FULL
+        # Fractions of what is out of range are a reset of the register, not logic before it.
+        return Cat(Mux(~stays & (zero | large), 0, x.fraction),
+                   Mux(stays, FULL, Mux(zero, 0, Mux(large, FULL, new[:8]))), x.sign)
     return p.apply(scale, x, power, shape=32)
 
 
