@@ -12,6 +12,8 @@ import numpy as np
 from amaranth.hdl import Cat, Const, Mux, Value as Expression, signed
 from amaranth.lib import data, enum
 
+from alula.hw.choice import choose
+
 FLOAT = data.StructLayout({"fraction": 23, "exponent": 8, "sign": 1})
 HALF = data.StructLayout({"fraction": 10, "exponent": 5, "sign": 1})
 NAN = 0x7FC0_0000
@@ -20,8 +22,9 @@ BIAS = 127
 FULL = 255  # exponent field of infinities and NaNs
 
 MUL_LATENCY = 4
-ADD_LATENCY = 6
-FROM_INT_LATENCY = 4
+ADD_LATENCY = 4
+FROM_INT_LATENCY = 3
+SCALE_INT_LATENCY = 5
 TO_INT_LATENCY = 3
 FROM_HALF_LATENCY = 1
 MAXIMUM_LATENCY = 1
@@ -105,8 +108,10 @@ def _kind(nan, infinite, zero):
     return Mux(nan, Kind.NAN, Mux(infinite, Kind.INFINITE, Mux(zero, Kind.ZERO, Kind.NUMBER)))
 
 
-def _round(p, sign, kind, exponent, significand, guard, sticky):
+def _round(p, sign, kind, exponent, significand, guard, sticky, bounded=False):
     """Round a normalised significand of 24 bits, flush, and pack; one clock.
+
+    ``bounded`` says that the exponent cannot run over or under.
 
     A guard with its sticky bit says what is left below the significand. A significand that rounds
     up to a power of two carries into the exponent, which is why both are one sum.
@@ -115,38 +120,52 @@ def _round(p, sign, kind, exponent, significand, guard, sticky):
         up = guard & (sticky | significand[0])
         total = p.wire((Cat(significand[:23], exponent) + up)[:33].as_signed(), "rounded")
         power = total[23:33].as_signed()
-        infinite = (kind == Kind.INFINITE.value) | ((kind == Kind.NUMBER.value) & (power >= FULL))
-        zero = (kind == Kind.ZERO.value) | (power <= 0)
-        packed = Mux(infinite, INFINITY, Mux(zero, 0, total[:31]))
-        return Mux(kind == Kind.NAN.value, NAN, Cat(packed[:31], sign))
+        nan = p.wire(kind == Kind.NAN.value, "nan")
+        full = nan | (kind == Kind.INFINITE.value)
+        zero = kind == Kind.ZERO.value
+        if not bounded:
+            full |= (kind == Kind.NUMBER.value) & (power >= FULL)
+            zero |= power <= 0
+        # Fractions of what is no number are a reset of the register, not logic before it.
+        special = p.wire(full | zero, "special")
+        return Cat(Mux(special, 0, total[:22]), Mux(special, nan, total[22]),
+                   Mux(full, FULL, Mux(zero, 0, total[23:31])), sign & ~nan)
     return p.apply(pack, sign, kind, exponent, significand, guard, sticky, shape=32)
 
 
-def _normalize(p, sign, kind, exponent, bits):
-    """Shift leading zeros out of ``bits``, whose top bit has ``exponent``; then round. 3 clocks.
+def _leading(p, bits):
+    """Return how many leading zeros a value has, and the value without them.
+
+    Choices of four, the longest step first, are a LUT a bit each. No bits at all give any count.
+    """
+    width, count = len(bits), []
+    step = 4 ** ((width - 1).bit_length() + 1 >> 1)
+    while step > 1:
+        step //= 4
+        places = range(0, min(4 * step, width), step)
+        some = [p.wire(bits[max(0, width - at - step):width - at].any(), "some") for at in places]
+        some += [Const(0, 1)] * (4 - len(some))
+        digit = p.wire(Cat(~some[0] & (some[1] | ~some[2]), ~some[0] & ~some[1]), "digit")
+        bits = p.wire(choose(digit, [Cat(Const(0, at), bits[:width - at]) for at in places]),
+                      "shifted")
+        count.insert(0, digit)
+    return Cat(*count), bits
+
+
+def _normalize(p, sign, kind, exponent, bits, bounded=False):
+    """Shift leading zeros out of ``bits``, whose top bit has ``exponent``; then round. 2 clocks.
 
     No bits at all give a zero of the sign.
     """
-    steps = [1 << k for k in reversed(range((bits.signal.shape().width - 1).bit_length()))]
-
-    def shift(steps):
-        def run(exponent, bits):
-            count = []  # of zeros, the highest bit first
-            for step in steps:
-                zeros = p.wire(~bits[-step:].any(), "zeros")
-                bits = p.wire(Mux(zeros, Cat(Const(0, step), bits[:-step]), bits), "shifted")
-                count.insert(0, zeros)
-            count = Cat(Const(0, steps[-1].bit_length() - 1), *count)
-            return (exponent - count)[:len(exponent)].as_signed(), bits
-        return run
-
-    exponent, bits = p.apply(shift(steps[:2]), exponent, bits)
-    exponent, bits = p.apply(shift(steps[2:]), exponent, bits)
+    def shift(exponent, bits):
+        count, bits = _leading(p, bits)
+        return (exponent - count)[:len(exponent)].as_signed(), bits
+    exponent, bits = p.apply(shift, exponent, bits)
     parts = p.apply(lambda bits, kind: (
         bits[-24:], bits[-25], bits[:-25].any(),
         Mux((kind == Kind.NUMBER.value) & ~bits[-1], Kind.ZERO, kind)), bits, kind, latency=0)
     significand, guard, sticky, kind = parts
-    return _round(p, sign, kind, exponent, significand, guard, sticky)
+    return _round(p, sign, kind, exponent, significand, guard, sticky, bounded)
 
 
 def _keep_smallest(exponent, significand):
@@ -164,8 +183,9 @@ def multiply(p, a, b):
         zero = is_zero(a) | is_zero(b)
         infinite = (x.exponent == FULL) | (y.exponent == FULL)
         nan = is_nan(a) | is_nan(b) | (infinite & zero)
-        exponent = (x.exponent + y.exponent - BIAS)[:10].as_signed()
-        return x.sign ^ y.sign, _kind(nan, infinite, zero), exponent
+        biased = p.wire((x.exponent + y.exponent + 1)[:9], "biased")
+        exponent = Cat(biased[:7], (biased[7:] - 1)[:3])  # less BIAS + 1
+        return x.sign ^ y.sign, _kind(nan, infinite, zero), exponent.as_signed()
     sign, kind, exponent = p.apply(unpack, a, b)
     # Two registers: those of a DSP slice's multiplier and of its adder.
     product = p.apply(lambda a, b: Cat(a[:23], Const(1, 1)) * Cat(b[:23], Const(1, 1)), a, b,
@@ -186,32 +206,43 @@ def add(p, a, b):
     """Return ``a + b``."""
     def swap(a, b):
         less = p.wire(a[:31] < b[:31], "less")
-        big, small = (p.wire(Mux(less, *pair), name)
-                      for pair, name in (((b, a), "big"), ((a, b), "small")))
         x, y = as_float(a), as_float(b)
-        apart = p.wire(Mux(less, y.exponent - x.exponent, x.exponent - y.exponent)[:8], "apart")
         nan = is_nan(a) | is_nan(b) | (is_infinite(a) & is_infinite(b) & (x.sign ^ y.sign))
         infinite = (x.exponent == FULL) | (y.exponent == FULL)
-        big, small = as_float(big), as_float(small)
-        return (big.sign, x.sign ^ y.sign, _kind(nan, infinite, Const(0, 1)), big.exponent,
-                _significand(big), _significand(small), Mux(apart[5:].any(), 31, apart[:5]))
+        big, small = (p.wire(Mux(less, *pair), "exponent")
+                      for pair in ((y.exponent, x.exponent), (x.exponent, y.exponent)))
+        apart = p.wire((big - small)[:8], "apart")
+        one, other = _significand(x), _significand(y)
+        return (Mux(less, y.sign, x.sign), x.sign ^ y.sign, _kind(nan, infinite, Const(0, 1)),
+                big, Mux(less, other, one), Mux(less, one, other),
+                apart[:5] | apart[5:].any().replicate(5))
     sign, subtract, kind, exponent, big, small, apart = p.apply(swap, a, b)
 
-    def align(small, apart):
-        wide = Cat(Const(0, 2), small)
-        lost = ~(Const((1 << 26) - 1, 26) << apart)[:26]
-        return Cat((wide & lost).any(), (wide >> apart)[:26], Const(0, 1))
-    small = p.apply(align, small, apart)
-
-    def total(big, small, subtract):
+    def total(big, small, apart, subtract):
+        small = Cat(*_shifted_right(p, Cat(Const(0, 2), small), apart), Const(0, 1))
         # One carry chain for both: the complement's 1 is its carry in.
         return (Cat(Const(0, 3), big) + (small ^ subtract.replicate(28)) + subtract)[:28]
-    bits = p.apply(total, big, small, subtract)
-    # The top bit is the carry's, one above the exponent's. What cancels to nothing is +0.
+    bits = p.apply(total, big, small, apart, subtract)
+    # The top bit is the carry's, one above the exponent's.
     exponent = p.apply(lambda e: (e + 1).as_signed(), exponent, shape=_EXPONENT)
+    # What cancels to nothing is +0.
     sign = p.apply(lambda sign, subtract, bits: sign & ~(subtract & ~bits.any()),
                    sign, subtract, bits)
     return _normalize(p, sign, kind, exponent, bits)
+
+
+def _shifted_right(p, bits, by):
+    """Return whether ones are shifted out, and bits shifted right."""
+    lost, left = Const(0, 1), len(by)
+    while left:
+        taken = min(2, left)
+        left -= taken
+        digit = by[left:left + taken]
+        places = [min(choice << left, len(bits)) for choice in range(1 << taken)]
+        lost = p.wire(lost | choose(digit, [bits[:place].any() for place in places]), "lost")
+        bits = p.wire(choose(digit, [Cat(bits[place:], Const(0, place)) for place in places]),
+                      "shifted")
+    return lost, bits
 
 
 def _significand(x):
@@ -255,11 +286,45 @@ def divide(p, a, b):
 
 def from_int(p, n):
     """Return a signed integer of at most 32 bits, rounded to fp32; -2**31 too."""
+    sign, bits = p.apply(_sign_and_size, n)
     width = n.signal.shape().width
-    sign = p.apply(lambda n: n[-1], n)
-    bits = p.apply(lambda n: Cat(Const(0, 32 - width), Mux(n[-1], -n, n)[:width]), n)
-    return _normalize(p, sign, p.literal(Kind.NUMBER.value, 2),
-                      p.literal(BIAS + width - 1, _EXPONENT), bits)
+    exponent = p.literal(BIAS + width - 1, _EXPONENT)
+    if width > 24:
+        return _normalize(p, sign, p.literal(Kind.NUMBER.value, 2), exponent, bits, bounded=True)
+
+    def pack(sign, bits):
+        count, shifted = _leading(p, bits)
+        power = Mux(bits.any(), (BIAS + width - 1 - count)[:8], 0)
+        return Cat(Const(0, 24 - width), shifted[:-1], power, sign)
+    return p.delay(p.apply(pack, sign, bits, shape=32), FROM_INT_LATENCY - 2)
+
+
+def _sign_and_size(n):
+    return n[-1], ((n ^ n[-1].replicate(len(n))) + n[-1])[:len(n)]
+
+
+def scale_int(p, n, half):
+    """Return a signed integer of at most 24 bits, times an fp16 word, rounded to fp32.
+
+    Of its finite factors the integer is exact in fp32, so this is their product in fp32.
+    """
+    width = n.signal.shape().width
+
+    def unpack(n, half):
+        x = data.View(HALF, half)
+        full = x.exponent == 31
+        nan = full & ((x.fraction != 0) | (n == 0))
+        return n[-1] ^ x.sign, _kind(nan, full, Const(0, 1)), Cat(
+            x.exponent[0] | (x.exponent == 0), x.exponent[1:])
+    sign, kind, exponent = p.apply(unpack, n, half)
+    size = p.apply(lambda n: _sign_and_size(n)[1], n)
+    digits = p.apply(lambda half: Cat(half[:10], half[10:15] != 0), half)
+    product = p.apply(lambda size, digits: size * digits, size, digits, latency=2)
+    # The top bit of the product has this exponent.
+    exponent = p.apply(lambda e: (e + (BIAS - 15 - 10 + width + 10)).as_signed(), exponent,
+                       shape=_EXPONENT)
+    # An integer below 2**24 times an fp16 number is neither too large nor too small.
+    return _normalize(p, sign, kind, exponent, product, bounded=True)
 
 
 def to_int(p, x, low, high):
@@ -278,9 +343,9 @@ def to_int(p, x, low, high):
     sign, nan, large, shift, bits = p.apply(place, x)
 
     def cut(bits, shift):
-        wide = p.wire(Cat(Const(0, width + 1), bits) >> shift, "wide")
-        whole, rest = wide[-width:], wide[:-width]
-        return whole, rest[-1] & (rest[:-1].any() | whole[0])
+        rest, kept = bits[:-width - 1].any(), bits[-width - 1:]
+        lost, kept = _shifted_right(p, kept, shift)
+        return kept[1:], kept[0] & (lost | rest | kept[1])
     whole, up = p.apply(cut, bits, shift)
 
     def clip(sign, nan, large, whole, up):
@@ -323,9 +388,12 @@ def scale_by_power(p, x, power):
     def scale(bits, power):
         x = as_float(bits)
         new = p.wire(x.exponent + power, "exponent")
-        size = Mux((new <= 0) | is_zero(bits), 0,
-                   Mux(new >= FULL, INFINITY, Cat(x.fraction, new[:8])))
-        return Mux(x.exponent == FULL, bits, Cat(size[:31], x.sign))
+        stays = x.exponent == FULL
+        zero = (new <= 0) | is_zero(bits)
+        large = new >= FULL
+        # Fractions of what is out of range are a reset of the register, not logic before it.
+        return Cat(Mux(~stays & (zero | large), 0, x.fraction),
+                   Mux(stays, FULL, Mux(zero, 0, Mux(large, FULL, new[:8]))), x.sign)
     return p.apply(scale, x, power, shape=32)
 
 

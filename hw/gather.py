@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw.attention.merge import packet_layout
-from alula.hw.lane.accumulate import result_layout
+from alula.hw.lane.drain import result_layout
 
 
 def output_layout(arch):

@@ -6,8 +6,8 @@ from amaranth.lib.wiring import In, Out
 
 from alula.hw.axi import ADDRESS_BITS, join, read_signature
 from alula.hw.formats import COMMAND_BITS
-from alula.hw.lane.accumulate import result_layout
 from alula.hw.lane.activation import CODES, SCALES
+from alula.hw.lane.drain import result_layout
 from alula.hw.lane.lane import Lane
 from alula.hw.lane.prefetch import LOAD
 

@@ -66,12 +66,12 @@ class Chain(wiring.Component):
         for k in range(CASCADE):
             operands = [self._column(m, part, bits, k)
                         for part, bits in ((self.weights, 9), (self.lo, 9), (self.hi, 8))]
-            add = Signal(Add, name=f"add_{k}")
+            add = Signal(Add, init=Add.NOTHING, name=f"add_{k}")
             m.d.comb += add.eq(Mux(
                 self.accumulate,
                 Mux(self.valid, Mux(self.first, Add.NOTHING, Add.OWN), Add.HOLD),
                 Add.CASCADE if k else Add.NOTHING))
-            add = delayed(m, add, k)
+            add = delayed(m, add, k + dsp.ADD_DELAY)
             for j in range(self.shape.half_windows):
                 m.submodules[f"slice_{j}_{k}"] = cell = DspSlice(self.primitive)
                 weight, lo, hi = (part[bits * j:bits * (j + 1)]

@@ -7,10 +7,11 @@ from amaranth.lib.wiring import In, Out
 from alula.hw import isa
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import TILE_ROWS
-from alula.hw.lane.accumulate import DISTANCE, EXPONENT_BITS, STRIP_BANKS, tag_layout
+from alula.hw.lane.accumulate import DISTANCE, SCALES_LATENCY, place_layout, tag_layout
 from alula.hw.lane.activation import BLOCK_BITS, ROW_BITS
 from alula.hw.lane.chain import tap_latency
 from alula.hw.lane.delay import Delay, delayed, delayed_flag
+from alula.hw.lane.drain import EXPONENT_BITS, STRIP_BANKS
 from alula.hw.lane.operands import Operands
 from alula.hw.lane.shape import SELECT_BITS, LaneShape
 from alula.hw.lane.steps import START
@@ -42,7 +43,7 @@ class LinearUnit(wiring.Component):
         The activation buffer's.
     valid, weights, lo, hi : ``Out``
         The chain's operands.
-    tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
+    place, tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
         For :class:`ScaleAccumulate`.
     busy : ``Out(1)``
         A command is being run.
@@ -62,7 +63,8 @@ class LinearUnit(wiring.Component):
             "reads": Out(1), "row": Out(ROW_BITS), "word": Out(BLOCK_BITS),
             "block": Out(BLOCK_BITS), "codes": In(8 * arch.beat_bytes), "scale": In(32),
             "valid": Out(1), "weights": Out(9 * slots), "lo": Out(9 * slots), "hi": Out(8 * slots),
-            "tag_valid": Out(1), "tag": Out(tag_layout(shape)), "scales": Out(64),
+            "place": Out(place_layout(shape)), "tag_valid": Out(1), "tag": Out(tag_layout(shape)),
+            "scales": Out(64),
             "begin": Out(1), "first": Out(16), "exponent": Out(signed(EXPONENT_BITS)),
             "drained": In(1), "done": Out(1), "busy": Out(1)})
 
@@ -132,6 +134,7 @@ class LinearUnit(wiring.Component):
         pair = Signal(range(max(2, shape.pairs)))
         touched, mask = Signal(TILE_ROWS), Signal(TILE_ROWS)
         advance, stall = Signal(), Signal()
+        second, again, last_pair, lone = Signal(), Signal(), Signal(), Signal()
         rows = [bundle.rows.word_select(row, 4) for row in range(shape.rows)]
         busy = []  # (pair, rows) of the accumulators that additions under way will change
         before_pair, before_mask = pair, Signal(TILE_ROWS)
@@ -141,22 +144,26 @@ class LinearUnit(wiring.Component):
             m.d.sync += [later_pair.eq(before_pair), later_mask.eq(before_mask)]
             busy.append((later_pair == pair) & (later_mask & mask).any())
             before_pair, before_mask = later_pair, later_mask
-        last_pair = (pair << 1) + 2 >= self.tokens
         m.d.comb += [
-            mask.eq(bundle.mask), stall.eq(Cat(busy).any() & bundle.last_chunk),
+            last_pair.eq((pair << 1) + 2 >= self.tokens), lone.eq(last_pair & self.tokens[0]),
+            again.eq(~second & ~lone & (bundle.count > shape.rows // 2)),
+            # Of a bundle's rows none comes twice, so its second half need not wait.
+            mask.eq(bundle.mask), stall.eq(Cat(busy).any() & bundle.last_chunk & ~second),
             self.issue.eq(self.bundles.valid & self.operands.ready & ~stall
                           & (self.undrained != STRIP_BANKS)),
-            advance.eq(self.issue & (last_pair | (bundle.count == 0))),
+            advance.eq(self.issue & ((last_pair & ~again) | (bundle.count == 0))),
             self.operands.pair.eq(pair), self.operands.chunk.eq(bundle.chunk),
             self.operands.done.eq(advance & bundle.last_of_tile),
+            tag.place.regions_log2.eq(bundle.regions_log2), tag.place.lone.eq(lone),
+            tag.place.second.eq(second),
             self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip),
             tag.pair.eq(pair), tag.bank.eq(self.bank), tag.end_of_strip.eq(self.ended),
             tag.touched.eq(touched | mask),
             tag.fresh.eq(Cat(~(touched >> number)[0] for number in rows))]
         m.d.comb += [tag[name].eq(bundle[name]) for name in (
-            "regions_log2", "count", "rows", "scales", "chunk", "last_chunk")]
+            "count", "rows", "scales", "chunk", "last_chunk")]
         with m.If(self.issue):
-            m.d.sync += pair.eq(pair + 1)
+            m.d.sync += [second.eq(again), pair.eq(pair + ~again)]
         with m.If(advance):
             m.d.sync += pair.eq(0)
             with m.If(bundle.last_chunk):
@@ -197,8 +204,10 @@ class LinearUnit(wiring.Component):
         top = self.shape.half_windows.bit_length() - 1
         clocks = SELECT + tap_latency(top)
         m.submodules.tags = tags = Delay(len(self.tag.as_value()), clocks)
-        m.submodules.scale_delay = scales = Delay(64, clocks - READ)
+        m.submodules.scale_delay = scales = Delay(64, clocks - READ + SCALES_LATENCY)
+        m.submodules.place_delay = place = Delay(len(self.place.as_value()), clocks - top)
         m.d.comb += [
+            place.i.eq(self.tag_now.place.as_value()), self.place.as_value().eq(place.o),
             tags.i.eq(self.tag_now.as_value()), self.tag.as_value().eq(tags.o),
             scales.i.eq(Cat(self.operands.even_scale, self.operands.odd_scale)),
             self.scales.eq(scales.o),

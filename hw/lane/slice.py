@@ -7,15 +7,16 @@ from amaranth.lib.wiring import In, Out
 HIGH_SHIFT = 19  # of ``hi`` in the shared product
 SUM_BITS = 48
 LATENCY = 4  # from operands to ``sum``
+ADD_DELAY = 2  # from operands to their ``add``
 
 
-class Add(enum.Enum, shape=2):
-    """What the product is added to."""
+class Add(enum.Enum, shape=3):
+    """What is added up: the product, the neighbour's sum, the slice's own last sum, a bit each."""
 
-    NOTHING = 0
-    CASCADE = 1  # the neighbour's sum
-    OWN = 2  # the slice's own last sum
-    HOLD = 3  # the own last sum stays, without the product
+    NOTHING = 0b001  # the product alone
+    CASCADE = 0b011
+    OWN = 0b101
+    HOLD = 0b100  # the own last sum stays, without the product
 
 
 class DspSlice(wiring.Component):
@@ -34,7 +35,7 @@ class DspSlice(wiring.Component):
     lo, hi, b : ``In``
         9, 8 and 9 bits, signed.
     add : ``In(Add)``
-        Belongs to the operands of the same clock.
+        Belongs to the operands of ``ADD_DELAY`` clocks before.
     cascade : ``In(48)``
         A neighbour's ``cascade_out``, as it is ``LATENCY - 1`` clocks after the operands: that of
         operands a clock earlier than these.
@@ -45,26 +46,24 @@ class DspSlice(wiring.Component):
     def __init__(self, primitive=False):
         self.primitive = primitive
         super().__init__({
-            "lo": In(signed(9)), "hi": In(signed(8)), "b": In(signed(9)), "add": In(Add),
-            "cascade": In(signed(SUM_BITS)), "sum": Out(signed(SUM_BITS)),
-            "cascade_out": Out(signed(SUM_BITS))})
+            "lo": In(signed(9)), "hi": In(signed(8)), "b": In(signed(9)),
+            "add": In(Add, init=Add.NOTHING), "cascade": In(signed(SUM_BITS)),
+            "sum": Out(signed(SUM_BITS)), "cascade_out": Out(signed(SUM_BITS))})
 
     def elaborate(self, platform):
         m = Module()
-        # OPMODE has one register of its own, and counts when the product is in M.
-        add, last = Signal(Add, reset_less=True), Signal(Add, reset_less=True)
-        m.d.sync += [add.eq(self.add), last.eq(add)]
         if self.primitive:
-            self._primitive(m, last)
+            self._primitive(m)
         else:
-            self._portable(m, last)
+            self._portable(m)
         return m
 
-    def _portable(self, m, add):
+    def _portable(self, m):
         lo, hi, b = (Signal.like(part, reset_less=True) for part in (self.lo, self.hi, self.b))
         later = Signal(signed(9), reset_less=True)
         joined = Signal(signed(27), reset_less=True)
-        product, mode = Signal(signed(36), reset_less=True), Signal(Add, reset_less=True)
+        product = Signal(signed(36), reset_less=True)
+        mode = Signal(Add, init=Add.NOTHING, reset_less=True)
         base = Signal(signed(SUM_BITS))
         m.d.comb += self.cascade_out.eq(self.sum)
         with m.Switch(mode):
@@ -75,23 +74,16 @@ class DspSlice(wiring.Component):
         m.d.sync += [
             lo.eq(self.lo), hi.eq(self.hi), b.eq(self.b),
             joined.eq((hi << HIGH_SHIFT) + lo), later.eq(b),
-            product.eq(joined * later), mode.eq(add),
+            product.eq(joined * later), mode.eq(self.add),
             self.sum.eq(base + Mux(mode == Add.HOLD, 0, product)),
         ]
 
-    def _primitive(self, m, add):
+    def _primitive(self, m):
         # Ref: AMD UG579, UltraScale Architecture DSP Slice. OPMODE: tables of the X, Y, Z and W
-        # multiplexers; X = Y = M is X=01, Y=01; Z: 000 zero, 001 PCIN, 010 P.
-        opmode = Signal(9)
-        with m.Switch(add):
-            with m.Case(Add.NOTHING):
-                m.d.comb += opmode.eq(0b00_000_01_01)
-            with m.Case(Add.CASCADE):
-                m.d.comb += opmode.eq(0b00_001_01_01)
-            with m.Case(Add.OWN):
-                m.d.comb += opmode.eq(0b00_010_01_01)
-            with m.Case(Add.HOLD):
-                m.d.comb += opmode.eq(0b00_010_00_00)
+        # multiplexers; X = Y = M is X=01, Y=01; Z: 000 zero, 001 PCIN, 010 P. OPMODE has one
+        # register, and counts when the product is in M.
+        product, cascade, own = self.add.as_value()
+        opmode = Cat(product, Const(0, 1), product, Const(0, 1), cascade, own, Const(0, 3))
         a = Cat(Const(0, HIGH_SHIFT), self.hi, self.hi[-1].replicate(3))  # 30 bits
         clock = ClockSignal()
         m.submodules.dsp = Instance(

@@ -246,10 +246,12 @@ class Steps(wiring.Component):
         rest = Signal(3)  # rows of a bundle that is not full
         full, single = Signal(5), Signal()
         m.d.comb += [
-            rest.eq(count & ((1 << constants.rows_log2) - 1)), full.eq(count >> constants.rows_log2),
-            single.eq(planned.left == 1),
-            planned.present.eq(header[:TILE_ROWS]), planned.kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
-            planned.width.eq(header[TILE_ROWS + 4:TILE_ROWS + 6]), planned.zero_points.eq(header[-1]),
+            rest.eq(count & ((1 << constants.rows_log2) - 1)),
+            full.eq(count >> constants.rows_log2), single.eq(planned.left == 1),
+            planned.present.eq(header[:TILE_ROWS]),
+            planned.kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
+            planned.width.eq(header[TILE_ROWS + 4:TILE_ROWS + 6]),
+            planned.zero_points.eq(header[-1]),
             planned.left.eq(full + ((rest != 0) | (count == 0))),
             planned.pad.eq(0 - count * constants.phase),
             planned.final_count.eq(Mux((rest == 0) & (count != 0), 1 << constants.rows_log2,

@@ -22,8 +22,9 @@ static int fail(const char *what, long at) {
 
 #ifdef SLICE
 enum { NOTHING, CASCADE, OWN, HOLD };
+static const int CODES[] = {1, 3, 5, 4};
 struct Operands { int lo, hi, b, add; };
-static const int LATENCY = 4;
+static const int LATENCY = 4, ADD_DELAY = 2;
 
 static int64_t signed48(uint64_t bits) { return int64_t(bits << 16) >> 16; }
 static uint64_t low48(uint64_t bits) { return bits & 0xFFFFFFFFFFFFull; }
@@ -45,7 +46,8 @@ int main() {
         if (at < all) {
             now = {int(at & 511) - 256, int(at >> 18) - 128, int(at >> 9 & 511) - 256, NOTHING};
         }
-        dut->lo = now.lo & 511, dut->hi = now.hi & 255, dut->b = now.b & 511, dut->add = now.add;
+        dut->lo = now.lo & 511, dut->hi = now.hi & 255, dut->b = now.b & 511;
+        dut->add = CODES[flight[ADD_DELAY - 1].add];
         cascade = low48(generator());
         dut->cascade = cascade;
         tick();

@@ -17,12 +17,14 @@ from alula.hw.pipe import Pipe
 
 BATCH = 64  # operand sets
 DEPTH = 160  # clocks, more than any operation takes
-NAMES = ("mul", "add", "sub", "div", "from_int", "from_narrow", "to_int", "to_weight", "from_half",
-         "maximum", "scale", "exp2", "exp", "reciprocal", "rsqrt", "sigmoid", "compare")
+NAMES = ("mul", "add", "sub", "div", "from_int", "from_narrow", "scale_int", "to_int", "to_weight",
+         "from_half", "maximum", "scale", "exp2", "exp", "reciprocal", "rsqrt", "sigmoid",
+         "compare")
 LIMITS = (-127, 127)
 WEIGHT_LIMITS = (0, 255)
 LATENCIES = {"mul": fp.MUL_LATENCY, "add": fp.ADD_LATENCY, "div": fp.DIV_LATENCY,
-             "from_int": fp.FROM_INT_LATENCY, "to_int": fp.TO_INT_LATENCY}
+             "from_int": fp.FROM_INT_LATENCY, "from_narrow": fp.FROM_INT_LATENCY,
+             "scale_int": fp.SCALE_INT_LATENCY, "to_int": fp.TO_INT_LATENCY}
 
 
 def _build(p, a, b):
@@ -31,9 +33,12 @@ def _build(p, a, b):
     small = p.apply(lambda b: b[:9].as_signed(), b, latency=0, shape=signed(9))
     whole = p.apply(lambda a: a.as_signed(), a, latency=0)
     narrow = p.apply(lambda a: a[:20].as_signed(), a, latency=0)
+    sum_ = p.apply(lambda a: a[8:].as_signed(), a, latency=0)
+    scale = p.apply(lambda b: b[16:], b, latency=0)
     return {
         "mul": fp.multiply(p, a, b), "add": p.add(a, b), "sub": p.sub(a, b), "div": p.div(a, b),
         "from_int": fp.from_int(p, whole), "from_narrow": fp.from_int(p, narrow),
+        "scale_int": fp.scale_int(p, sum_, scale),
         "to_int": fp.to_int(p, a, *LIMITS), "to_weight": fp.to_int(p, a, *WEIGHT_LIMITS),
         "from_half": fp.from_half(p, low), "maximum": fp.maximum(p, a, b),
         "scale": p.scale_by_power(a, small), "exp2": functions.exp2(p, a),
@@ -86,12 +91,15 @@ def wanted(a, b):
     x, y = numerics.canonical(a.view(np.float32)), numerics.canonical(b.view(np.float32))
     narrow = (a.astype(np.int64) << 44 >> 44).astype(np.int32)
     power = (b.astype(np.int64) & 511 ^ 256) - 256
+    scale = numerics.canonical((b >> 16).astype(np.uint16).view(np.float16).astype(np.float32))
     both_nan = np.isnan(x) | np.isnan(y)
     with np.errstate(all="ignore"):
         return {
             "mul": numerics.mul(x, y), "add": numerics.add(x, y), "sub": numerics.sub(x, y),
             "div": numerics.div(x, y), "from_int": numerics.from_int(a.view(np.int32)),
-            "from_narrow": numerics.from_int(narrow), "to_int": _ints(x, *LIMITS),
+            "from_narrow": numerics.from_int(narrow),
+            "scale_int": numerics.mul(numerics.from_int(a.view(np.int32) >> 8), scale),
+            "to_int": _ints(x, *LIMITS),
             "to_weight": _ints(x, *WEIGHT_LIMITS),
             "from_half": numerics.canonical(
                 (a & 0xFFFF).astype(np.uint16).view(np.float16).astype(np.float32)),
