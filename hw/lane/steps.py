@@ -5,6 +5,7 @@ from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import layout, numerics
+from alula.hw.choice import ones
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane.shape import (
     CHUNK_BITS,
@@ -80,10 +81,6 @@ def _tile_layout(shape, table):
         "final_count": 3, "first_count": 3})
 
 
-def _ones(bits):
-    return sum((bit for bit in bits), Const(0, 1))
-
-
 def _times(count, factor):
     """Return a small product as a sum of shifts."""
     return sum((count << bit for bit in range(factor.bit_length()) if factor >> bit & 1),
@@ -148,17 +145,17 @@ class Steps(wiring.Component):
         words = [self.head[32 * i:32 * i + HEADER_BITS] for i in range(per_beat)]
         left = Signal(range(SEGMENT_TILES + 1))
         m.d.comb += left.eq(self.segment - self.headed)
-        ones, zeros, sparse = [], [], []
+        counts, zeros, sparse = [], [], []
         for i, word in enumerate(words):
             here = Signal(HEADER_BITS, reset_less=True)
             count, zero = Signal(5, reset_less=True), Signal(5, reset_less=True)
-            m.d.sync += [here.eq(Mux(i < left, word, 0)), count.eq(_ones(here[:TILE_ROWS])),
-                         zero.eq(Mux(here[-1], _ones(here[:TILE_ROWS]), 0))]
-            ones.append(count)
+            m.d.sync += [here.eq(Mux(i < left, word, 0)), count.eq(ones(here[:TILE_ROWS])),
+                         zero.eq(Mux(here[-1], ones(here[:TILE_ROWS]), 0))]
+            counts.append(count)
             zeros.append(zero)
             sparse.append(here[TILE_ROWS:TILE_ROWS + 4].any())
         self.scales_here, self.zeros_here = Signal(9), Signal(9)
-        m.d.comb += [self.scales_here.eq(Mux(self.counted[1], sum(ones), 0)),
+        m.d.comb += [self.scales_here.eq(Mux(self.counted[1], sum(counts), 0)),
                      self.zeros_here.eq(Mux(self.counted[1], sum(zeros), 0))]
         m.d.sync += self.counted.eq(Cat(self.read_head, self.counted))
         with m.If(self.counted[0] & Cat(sparse).any()):
@@ -193,7 +190,7 @@ class Steps(wiring.Component):
         m.d.sync += [
             valid.eq(Cat(look, valid)), self.weighed.eq(self.weighed + look),
             header.eq(self.headers.word_select(self.weighed[:4], HEADER_BITS)),
-            count.eq(_ones(header[:TILE_ROWS])), kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
+            count.eq(ones(header[:TILE_ROWS])), kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
             bits.eq(by_kept[kept]),
             self.positions_left.eq(self.positions_left + Mux(valid[2], here, 0)
                                    - Mux(self.positions_taken, self.size, 0)),
@@ -218,7 +215,7 @@ class Steps(wiring.Component):
         count = Signal(5, reset_less=True)
         look, find, plan = Signal(), Signal(), Signal()
         m.d.comb += [
-            plan.eq(has_found & (~self.has_next | self.load)),
+            plan.eq(has_found & ~self.has_next),  # `load` is known too late in a clock
             find.eq(has_read & (~has_found | plan)),
             look.eq((self.looked < self.headed) & (self.looked != self.segment)
                     & (~has_read | find)),
@@ -233,7 +230,7 @@ class Steps(wiring.Component):
         with m.If(look):
             m.d.sync += read.eq(self.headers.word_select(self.looked[:4], HEADER_BITS))
         with m.If(find):
-            m.d.sync += [found.eq(read), count.eq(_ones(read[:TILE_ROWS]))]
+            m.d.sync += [found.eq(read), count.eq(ones(read[:TILE_ROWS]))]
         with m.If(plan):
             m.d.sync += self.next.eq(self._planned(found, count, port.data))
         with m.If(self.load):

@@ -7,6 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import layout, numerics
+from alula.hw.choice import ones
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane import positions
 from alula.hw.lane.delay import delayed
@@ -264,7 +265,7 @@ class Unpacker(wiring.Component):
         step = self.stages[1]
         ranks = [Signal(4, name=f"rank_{row}") for row in range(TILE_ROWS)]
         for row, rank in enumerate(ranks):
-            m.d.comb += rank.eq(sum((step.present[less] for less in range(row)), Const(0, 1)))
+            m.d.comb += rank.eq(ones([*step.present[:row], Const(0, 1)]))
         ranks = _cut(self._register(Cat(ranks)), 4, TILE_ROWS)
         step = self.stages[2]
         rows = []
