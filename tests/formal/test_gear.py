@@ -1,0 +1,110 @@
+"""What leaves the front of a weight stream is what came: nothing is lost, doubled or moved."""
+
+import pytest
+from amaranth.hdl import Mux, Signal
+from prove import Bench
+
+from alula.hw.lane.gear import Gear, WordQueue
+
+UNITS = 4  # of a word
+
+
+def _gear(gear):
+    """Follow any one unit of any word from where it comes in to where it is taken."""
+    bench = Bench()
+    m = bench.m
+    bench.add(gear)
+    units = gear.units
+    valid, word = bench.free(1), bench.free(gear.bits)
+    take, drop, size = bench.free(1), bench.free(1), bench.free(len(gear.size))
+    m.d.comb += [gear.words.valid.eq(valid), gear.words.payload.eq(word), gear.take.eq(take),
+                 gear.drop.eq(drop), gear.size.eq(size)]
+    bench.assume((size != 0) & (size <= units))
+    bench.assume(~take | gear.fits)
+    bench.assume(~drop | ((gear.offset != 0) & ~take))
+    entered = valid & gear.words.ready
+    gone, inside = Signal(range(2 * units)), Signal(range(3 * units + 1))
+    m.d.comb += gone.eq(Mux(take, size, Mux(drop, units - gear.offset, 0)))
+    m.d.sync += inside.eq(inside + Mux(entered, units, 0) - gone)
+    bench.must(gone <= inside)
+    bench.must(inside <= 2 * units)
+    bench.must(~gear.fits | (size <= inside))
+    bench.must(gear.fits | (inside <= units) | (size == 0))
+
+    mark, place = bench.free(1), bench.free(len(gear.offset))
+    followed, ahead, unit = Signal(), Signal(range(3 * units)), Signal()
+    here = gear.front.bit_select(gear.offset + ahead, 1)
+    bench.must(~(followed & take & (ahead < size)) | (here == unit))
+    with m.If(followed):
+        m.d.sync += ahead.eq(ahead - gone)
+        with m.If(ahead < gone):
+            m.d.sync += followed.eq(0)
+    with m.Elif(mark & entered):
+        m.d.sync += [followed.eq(1), ahead.eq(inside - gone + place),
+                     unit.eq(word.bit_select(place, 1))]
+    bench.cover(followed & take & (ahead + 1 == size) & (gear.offset == 3) & (size == 3))
+    bench.cover(followed & drop & bench.past(take))
+    return bench
+
+
+@pytest.mark.parametrize("every_clock", [False, True])
+def test_gear_gives_what_came(every_clock):
+    bench = _gear(Gear(UNITS, 1, every_clock=every_clock))
+    bench.check(9)
+    bench.reach(9)
+
+
+class _TakesOneMore(Gear):
+    """Goes on to the next word a unit late."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        m.d.comb += self.fits.eq(self.ready)
+        return m
+
+
+def test_gear_wrong():
+    _gear(_TakesOneMore(UNITS, 1)).refute(10)
+
+
+def _queue(queue):
+    """Words come out as they went in, if no more than it can hold are inside."""
+    bench = Bench()
+    m = bench.m
+    bench.add(queue)
+    write, data, ready = bench.free(1), bench.free(queue.bits), bench.free(1)
+    m.d.comb += [queue.write.eq(write), queue.data.eq(data), queue.words.ready.eq(ready)]
+    left = queue.words.valid & ready
+    inside, mark = Signal(range(queue.depth + 1)), bench.free(1)
+    bench.assume(~write | (inside < queue.depth - 1))
+    m.d.sync += inside.eq(inside + write - left)
+    bench.must(~queue.words.valid | (inside != 0))
+    followed, ahead, word = Signal(), Signal(range(queue.depth + 1)), Signal(queue.bits)
+    bench.must(~(followed & left & (ahead == 0)) | (queue.words.payload == word))
+    with m.If(followed & left):
+        m.d.sync += ahead.eq(ahead - 1)
+        with m.If(ahead == 0):
+            m.d.sync += followed.eq(0)
+    with m.Elif(~followed & write & mark):
+        m.d.sync += [followed.eq(1), ahead.eq(inside - left), word.eq(data)]
+    bench.cover(followed & left & (ahead == 0) & (word == 1))
+    return bench
+
+
+def test_words_keep_order():
+    bench = _queue(WordQueue(2, 4))
+    bench.check(9)
+    bench.reach(9)
+
+
+class _Overwrites(WordQueue):
+    """Writes where it reads."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        m.d.comb += m.submodules.held._write.addr.eq(0)
+        return m
+
+
+def test_words_wrong():
+    _queue(_Overwrites(2, 4)).refute(10)
