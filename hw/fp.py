@@ -197,11 +197,7 @@ def add(p, a, b):
                 _significand(big), _significand(small), Mux(apart[5:].any(), 31, apart[:5]))
     sign, subtract, kind, exponent, big, small, apart = p.apply(swap, a, b)
 
-    def align(small, apart):
-        wide = Cat(Const(0, 2), small)
-        lost = ~(Const((1 << 26) - 1, 26) << apart)[:26]
-        return Cat((wide & lost).any(), (wide >> apart)[:26], Const(0, 1))
-    small = p.apply(align, small, apart)
+    small = p.apply(aligned, small, apart)
 
     def total(big, small, subtract):
         # One carry chain for both: the complement's 1 is its carry in.
@@ -212,6 +208,13 @@ def add(p, a, b):
     sign = p.apply(lambda sign, subtract, bits: sign & ~(subtract & ~bits.any()),
                    sign, subtract, bits)
     return _normalize(p, sign, kind, exponent, bits)
+
+
+def aligned(significand, apart):
+    """Return 28 bits of an addend: a bit for what is lost, 26 of ``significand * 4``, and a 0."""
+    wide = Cat(Const(0, 2), significand)
+    lost = ~(Const((1 << 26) - 1, 26) << apart)[:26]
+    return Cat((wide & lost).any(), (wide >> apart)[:26], Const(0, 1))
 
 
 def _significand(x):
