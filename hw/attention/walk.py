@@ -32,9 +32,14 @@ def item_layout(arch):
     })
 
 
-def first_unit(arch, lane, kv_heads):
-    """Return a lane's first unit, ``ceil(lane * units / lanes)``, by a multiplication."""
+def first_units(arch, lane, kv_heads):
+    """Return a lane's first unit and the next lane's, ``ceil(lane * units / lanes)``."""
     number = lane * layout.units(kv_heads) + arch.lanes - 1
+    return [_by_lanes(arch, total) for total in (number, number + layout.units(kv_heads))]
+
+
+def _by_lanes(arch, number):
+    """Return a number divided by the lanes, by a multiplication."""
     shift = len(number) + ceil_log2(arch.lanes)
     return (number * -(-(1 << shift) // arch.lanes)) >> shift
 
@@ -98,10 +103,10 @@ class PageWalk(wiring.Component):
             item.unit_end.eq(item.last & ~later_root),
         ]
         seen = Signal(range(arch.rows + 1))
+        begins, stops = first_units(arch, self.lane, self.kv_heads)
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += [unit.eq(first_unit(arch, self.lane, self.kv_heads)), row.eq(0),
-                             stop.eq(first_unit(arch, self.lane + 1, self.kv_heads)), seen.eq(0)]
+                m.d.sync += [unit.eq(begins), stop.eq(stops), row.eq(0), seen.eq(0)]
                 with m.If(self.start):
                     m.d.sync += top.eq(0)
                     m.next = "top"

@@ -1,8 +1,11 @@
 """A lane: one memory channel's prefetch, unpacker, multipliers and accumulators, wired up."""
 
+from itertools import pairwise
+
 from amaranth.hdl import Array, Cat, DomainRenamer, Module, Mux, Signal
-from amaranth.lib import fifo, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from alula.hw import axi
 from alula.hw.attention.attend import AttendUnit
@@ -14,7 +17,7 @@ from alula.hw.gate import gated
 from alula.hw.gather import output_layout
 from alula.hw.lane import chain as dsp_chain
 from alula.hw.lane.accumulate import ScaleAccumulate
-from alula.hw.lane.activation import CODES, SCALES, ActivationBuffer
+from alula.hw.lane.activation import CODES, READ_LATENCY, SCALES, ActivationBuffer
 from alula.hw.lane.chain import Chain
 from alula.hw.lane.linear import LinearUnit
 from alula.hw.lane.prefetch import LOAD, BeatQueue, Prefetch
@@ -194,10 +197,15 @@ class Lane(wiring.Component):
 
     def _activations(self, m, activations, linear, attention, keys):
         """Attention's reads go before those of the cache's writes; a product's before both."""
-        odd = Signal(2)
+        beat = ceil_log2(self.arch.beat_bytes)
+        words = ceil_log2(self.arch.lane_dsps) - beat  # log2 of a unit's words in one of the buffer
+        part = data.StructLayout({"odd": 1, "word": words})
+        parts = [Signal(part, name=f"part_{at}") for at in range(READ_LATENCY + 1)]
         row = Mux(attention.busy & ~keys.granted, attention.row, keys.row)
-        m.d.sync += odd.eq(Cat(row[0], odd[0]))
+        m.d.sync += [late.eq(early) for early, late in pairwise(parts)]
         m.d.comb += [
+            parts[0].odd.eq(row[0]),
+            parts[0].word.eq(Mux(keys.granted, keys.word, attention.word)),
             keys.granted.eq(keys.reads & ~linear.busy & ~(attention.busy & attention.reads)),
             activations.codes.eq(self.codes), activations.scales.eq(self.scales),
             activations.pair.eq(Mux(linear.busy, linear.pair, row >> 1)),
@@ -205,14 +213,16 @@ class Lane(wiring.Component):
             linear.even_scale.eq(activations.even_scale),
             linear.odd_scale.eq(activations.odd_scale),
         ]
-        for name in ("word", "block"):
-            other = Mux(keys.granted, getattr(keys, name), getattr(attention, name))
+        for name, shift in (("word", words), ("block", 0)):
+            other = Mux(keys.granted, getattr(keys, name), getattr(attention, name)) >> shift
             m.d.comb += getattr(activations, name).eq(
                 Mux(linear.busy, getattr(linear, name), other))
+        odd, word = parts[-1].odd, parts[-1].word
+        codes = Mux(odd, activations.odd, activations.even)
         for unit in (attention, keys):
             m.d.comb += [
-                unit.codes.eq(Mux(odd[1], activations.odd, activations.even)),
-                unit.scale.eq(Mux(odd[1], activations.odd_scale, activations.even_scale)),
+                unit.codes.eq(codes.word_select(word, 8 << beat)),
+                unit.scale.eq(Mux(odd, activations.odd_scale, activations.even_scale)),
             ]
 
     def _chain(self, m, chain, linear, attention):
@@ -228,7 +238,8 @@ class Lane(wiring.Component):
         with m.If(attention.busy):
             m.d.comb += [
                 chain.weights.eq(Cat(Cat(code, code[-1]) for code in port.codes)),
-                chain.lo.eq(Cat(*port.factors)), chain.hi.eq(0),
+                chain.lo.eq(Cat(Mux(port.accumulate, port.weight, Cat(factor, factor[-1]))
+                                for factor in port.factors)), chain.hi.eq(0),
             ]
         bits = dsp_chain.OWN_BITS
         m.d.comb += [port.own[slot].eq(chain.own[bits * slot:bits * (slot + 1)])

@@ -7,8 +7,10 @@ the word at every step but the last: three times the logic of these.
 from amaranth.hdl import Cat, Mux, Signal
 
 
-def _four(select, values):
-    """Return one of two or four values."""
+def choose(select, values):
+    """Return one of one, two or four values."""
+    if len(values) == 1:
+        return values[0]
     if len(values) == 2:
         return Mux(select, values[1], values[0])
     return Mux(select[1], Mux(select[0], values[3], values[2]),
@@ -31,6 +33,6 @@ def window(m, value, at, width, unit=1, ring=False):
             value, ring = Cat(value, value[:length + (step << taken) - step - len(value)]), False
         part = Signal(length, name=f"from_{step}")
         choices = [value[choice * step:choice * step + length] for choice in range(1 << taken)]
-        m.d.comb += part.eq(_four(at[left:left + taken], choices))
+        m.d.comb += part.eq(choose(at[left:left + taken], choices))
         value = part
     return value[:width]
