@@ -456,7 +456,7 @@ class _Scan:
         m, unit, item = self.m, self.unit, self.item
         later_member = Cat((entry.root == item.root) & (at > self.row) & (at < unit.rows)
                            for at, entry in enumerate(unit.table)).any()
-        job, zero = Signal.like(merge.jobs.payload), Signal()
+        job = Signal.like(merge.jobs.payload)
         with m.If(self.turn_last & self.in_values & self.issue):
             m.d.sync += [
                 self.pending.eq(1),
@@ -468,12 +468,12 @@ class _Scan:
                 job.head.eq(item.head), job.leaf.eq(item.leaf),
                 job.low.eq(item.low), job.high.eq(item.high),
                 job.stats.eq(softmax.stats),
-                zero.eq(self.turn_zero),
+                job.zero.eq(self.turn_zero),
             ]
         sums = [Signal(signed(SUM_BITS), name=f"sum_{at}") for at in range(unit.arch.beat_bytes)]
         for at, (mine, theirs) in enumerate(zip(sums, unit.chain.own, strict=True)):
             with m.If(now[at % CASCADE]):
-                m.d.sync += mine.eq(Mux(zero, 0, theirs))
+                m.d.sync += mine.eq(theirs)
         with m.If(now[-1]):
             m.d.sync += [self.pending.eq(0), self.captured.eq(1)]
         m.d.comb += [merge.jobs.valid.eq(self.captured), merge.jobs.payload.eq(job)]

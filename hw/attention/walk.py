@@ -87,8 +87,8 @@ class PageWalk(wiring.Component):
         tokens = Signal(POSITION_BITS + 1)
         item = self.items.payload
         begin, end = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
+        m.d.sync += here.eq(Array(self.table)[row])
         m.d.comb += [
-            here.eq(Array(self.table)[row]),
             tokens.eq(Mux(here.base > (page << shift), here.base - (page << shift), 0)),
             later_root.eq(Cat((entry.root == at) & (at > row) & (at < self.rows)
                               for at, entry in enumerate(self.table)).any()),
@@ -124,15 +124,19 @@ class PageWalk(wiring.Component):
                 with m.Elif(page_class > top):
                     m.d.sync += unit.eq(unit + 1)
                 with m.Else():
-                    m.next = "item"
+                    m.next = "look up"
+            with m.State("look up"):
+                m.next = "item"
             with m.State("item"):
                 m.d.comb += self.items.valid.eq(here.root == row)
                 with m.If(here.root != row):
                     m.d.sync += row.eq(row + 1)
+                    m.next = "look up"
                 with m.Elif(self.items.ready):
                     m.d.sync += page.eq(page + PAGE_CLASSES)
                     with m.If(item.last):
                         m.d.sync += [row.eq(row + 1), page.eq(page_class)]
+                        m.next = "look up"
                     with m.If(item.unit_end):
                         m.d.sync += unit.eq(unit + 1)
                         m.next = "unit"
