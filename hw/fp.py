@@ -182,8 +182,8 @@ def multiply(p, a, b):
     return _round(p, sign, kind, *p.apply(normalize, product, exponent))
 
 
-def add(p, a, b):
-    """Return ``a + b``."""
+def add(p, a, b, positive=False):
+    """Return ``a + b``; two clocks earlier if neither's sign is set, which ``positive`` says."""
     def swap(a, b):
         less = p.wire(a[:31] < b[:31], "less")
         big, small = (p.wire(Mux(less, *pair), name)
@@ -207,7 +207,16 @@ def add(p, a, b):
     exponent = p.apply(lambda e: (e + 1).as_signed(), exponent, shape=_EXPONENT)
     sign = p.apply(lambda sign, subtract, bits: sign & ~(subtract & ~bits.any()),
                    sign, subtract, bits)
-    return _normalize(p, sign, kind, exponent, bits)
+    if not positive:
+        return _normalize(p, sign, kind, exponent, bits)
+
+    def shift(bits, exponent, kind):
+        carry = bits[27]
+        return (exponent - ~carry, Mux(carry, bits[4:], bits[3:27]), Mux(carry, bits[3], bits[2]),
+                bits[:2].any() | (carry & bits[2]),
+                Mux((kind == Kind.NUMBER.value) & ~bits[26:].any(), Kind.ZERO, kind))
+    exponent, significand, guard, sticky, kind = p.apply(shift, bits, exponent, kind, latency=0)
+    return _round(p, sign, kind, exponent, significand, guard, sticky)
 
 
 def aligned(significand, apart):

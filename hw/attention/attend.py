@@ -119,7 +119,9 @@ class AttendUnit(wiring.Component):
                            for name in ("count", "low", "own"))
         number, next_number = (Signal(count_bits(arch), name=name)  # of queries, modulo
                                for name in ("number", "next_number"))
-        ahead = Signal(signed(count_bits(arch)))  # queries whose weights are there
+        begun, ahead = (Signal(signed(count_bits(arch)), name=name)  # of queries, before this one
+                        for name in ("begun", "ahead"))
+        known = Signal()  # the query's statistics can be read
         start = Signal(POSITION_BITS + 1)
         ending = Signal()
         size = Signal(16)  # bytes of the item's keys
@@ -135,6 +137,7 @@ class AttendUnit(wiring.Component):
                          key_beats(size, arch.beat_bytes))),
             entering.item.eq(item), entering.place.eq(key_place), entering.number.eq(number),
             own.eq(item.tokens), ahead.eq(softmax.finished - number),
+            begun.eq(softmax.begun - number),
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.d.comb += merge.top.eq(walk.top)
@@ -149,6 +152,8 @@ class AttendUnit(wiring.Component):
         scan = _Scan(self, m, insn, item, in_values, piece, begin, count, own, position, row,
                      query, ratio, root, place, softmax, merge)
         last_query = query + 1 == ratio
+        scan.known = known
+        m.d.sync += known.eq(ahead >= 0)  # `number` counts this query already
         with m.FSM():
             with m.State("idle"):
                 m.d.comb += self.commands.ready.eq(1)
@@ -228,7 +233,8 @@ class AttendUnit(wiring.Component):
                         m.next = "next"
             scan.tokens("keys", "next")
             with m.State("values"):  # until the query's weights are there
-                with m.If(ahead > 0):
+                m.d.sync += known.eq(ahead > 0)
+                with m.If(begun > 0):
                     m.d.sync += number.eq(number + 1)
                     m.next = "weigh"
             scan.chunks("weigh", "next")
@@ -534,7 +540,7 @@ class _Scan:
                 self.turn_last.eq((self.token + 1 == self.count) | self.turn_zero),
                 # One run of sums is kept; its place must be free when the next ends.
                 self.issue.eq((self.there | self.turn_zero)
-                              & ~(self.turn_last & (self.pending | self.captured))),
+                              & ~(self.turn_last & (self.pending | self.captured | ~self.known))),
             ]
             with m.If(self.issue):
                 m.d.sync += [self.token.eq(self.token + 1),

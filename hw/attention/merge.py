@@ -118,35 +118,34 @@ class LaneMerge(wiring.Component):
         m.d.sync += [size.eq(self.head_dim >> _LOG), chunk_words.eq((1 << self.piece) >> _LOG)]
         store = _Store(m, arch, depth, is_node)
         m.d.comb += [store.word.eq(base + at), store.query.eq(query)]
-        end = self._arithmetic(m, store, is_node, total_turn, issue, index)
+        end = self._arithmetic(m, store, is_node, total_turn, issue, index, left == 0)
 
-        # What the next pass reads is written in time if it begins that long after the last one
-        # began; but for a total, that long after the total's turn.
-        wait, unsettled = Signal(range(end + 3)), Signal(range(end + 3))
-        m.d.sync += [wait.eq(wait - (wait != 0)), unsettled.eq(unsettled - (unsettled != 0))]
-        with m.If(total_turn & issue):
-            m.d.sync += unsettled.eq(end + 2)
-        with m.If(issue):
+        # What the next pass reads is written in time if it begins that long after this one began.
+        wait = Signal(range(end + 3))
+        m.d.sync += wait.eq(wait - (wait != 0))
+        with m.If(issue & ~total_turn):
             m.d.sync += [at.eq(at + 1), index.eq(index + 1), left.eq(left - 1)]
         next_query, last_query = Signal(), Signal()
         m.d.comb += last_query.eq((row + 1 == self.rows) & (head + 1 == self.ratio))
         begin_query = [at.eq(0), left.eq(size - 1)]
         with m.FSM():
             with m.State("idle"):
-                m.d.comb += self.idle.eq(~self.jobs.valid & (unsettled == 0))
+                m.d.comb += self.idle.eq(~self.jobs.valid & (wait == 0))
                 m.d.sync += [at.eq((job.chunk << self.piece) >> _LOG), index.eq(0),
                              left.eq(chunk_words - 1), query.eq(job.query),
                              base.eq(job.query * size)]
                 with m.If(self.jobs.valid & (wait == 0)):
                     m.d.sync += wait.eq(end + 2)
                     m.next = "page"
+                    with m.If(job.final):
+                        m.next = "page total"
+            with m.State("page total"):
+                m.d.comb += [issue.eq(1), total_turn.eq(1)]
+                m.next = "page"
             with m.State("page"):
                 m.d.comb += issue.eq(1)
                 with m.If(left == 0):
-                    m.next = "page total"
-            with m.State("page total"):
-                m.d.comb += [issue.eq(job.final), total_turn.eq(1)]
-                m.next = "page end"
+                    m.next = "page end"
             with m.State("page end"):
                 m.d.sync += [level.eq(0), node.eq(job.leaf)]
                 m.next = "resolve"
@@ -179,7 +178,7 @@ class LaneMerge(wiring.Component):
                     m.next = "decide"
                     with m.If(wait == 0):
                         m.d.sync += wait.eq(end + 2)
-                        m.next = "node"
+                        m.next = "node total"
                 with m.Elif(coming):
                     m.d.sync += [waiting[depth].level.eq(level), waiting[depth].node.eq(node),
                                  depth.eq(depth + 1)]
@@ -187,29 +186,33 @@ class LaneMerge(wiring.Component):
                     m.next = "idle"
                 with m.Else():
                     m.next = "emit"
+            with m.State("node total"):
+                m.d.comb += [is_node.eq(1), issue.eq(1), total_turn.eq(1)]
+                m.next = "node"
             with m.State("node"):
                 m.d.comb += [is_node.eq(1), issue.eq(1)]
                 with m.If(left == 0):
+                    m.d.comb += next_query.eq(1)
+                    m.d.sync += begin_query
                     m.next = "node total"
-            with m.State("node total"):
-                m.d.comb += [is_node.eq(1), issue.eq(1), total_turn.eq(1), next_query.eq(1)]
-                m.d.sync += begin_query
-                m.next = "node"
-                with m.If(last_query):
-                    m.next = "node end"
+                    with m.If(last_query):
+                        m.next = "node end"
             with m.State("node end"):
                 m.d.comb += is_node.eq(1)
                 m.d.sync += [depth.eq(depth - 1), level.eq(level + 1), node.eq(node >> 1)]
                 m.next = "resolve"
-            self._emit(m, store, unsettled, at, row, head, level, node, next_query, last_query)
+            self._emit(m, store, wait, at, row, head, level, node, next_query, last_query)
         with m.If(next_query):
             m.d.sync += [query.eq(query + 1), head.eq(head + 1), base.eq(base + size)]
             with m.If(head + 1 == self.ratio):
                 m.d.sync += [head.eq(0), row.eq(row + 1)]
         return m
 
-    def _arithmetic(self, m, store, is_node, total_turn, issue, index):
-        """Merge a word, or a query's totals; return the clocks from a turn to what it writes."""
+    def _arithmetic(self, m, store, is_node, total_turn, issue, index, last):
+        """Merge a word, or a query's totals; return the clocks from a turn to what it writes.
+
+        The new peak is kept at a query's last turn: the others use the old one.
+        """
         job = self.jobs.payload
         p = Pipe(m)
         # A clock after the turn there is what was kept, after two the new peak.
@@ -239,16 +242,17 @@ class LaneMerge(wiring.Component):
             results.append(p.add(rescale(p, p.mux(fresh, p.const(0), old), powers[0]),
                                  rescale(p, other, powers[1])))
         end = p.stage(*results)
+        ends = issue & last & ~total_turn & (is_node | job.final)
         out, out_total = p.at(valid, end), p.at(is_total, end)
         store.write(out & ~out_total, p.at(p.input(store.place), end),
                     Cat(p.at(result, end) for result in results))
-        store.write_peak(p.at(p.input(issue & total_turn, reset=True), peak.stage),
+        store.write_peak(p.at(p.input(ends, reset=True), peak.stage),
                          p.at(p.input(store.state_place), peak.stage), peak.signal)
         store.write_total(out & out_total, p.at(p.input(store.state_place), end),
                           p.at(results[0], end))
         return end
 
-    def _emit(self, m, store, unsettled, at, row, head, level, node, next_query, last_query):
+    def _emit(self, m, store, wait, at, row, head, level, node, next_query, last_query):
         """Send each query's partial: a word with its peak and total, then its values."""
         width = self.arch.vector_width
         packet, job = self.packets.payload, self.jobs.payload
@@ -263,7 +267,7 @@ class LaneMerge(wiring.Component):
         m.d.comb += packet.values.eq(Cat(Mux(packet.first, begin, word[:64]), word[64:]))
         with m.State("emit"):  # what is kept of the query is being read
             m.d.sync += [at.eq(0), ready.eq(0)]
-            with m.If(unsettled == 0):
+            with m.If(wait == 0):
                 m.next = "emit head"
         with m.State("emit head"):
             m.d.comb += [self.packets.valid.eq(1), packet.first.eq(1)]

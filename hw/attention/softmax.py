@@ -46,6 +46,8 @@ STATS = data.StructLayout({"peak": signed(PEAK_BITS), "total": 32, "back": 32})
 class TreeSum(wiring.Component):
     """Add ``PAGE_TOKENS`` numbers: those half the count apart, then half as far, down to 1.
 
+    None is negative.
+
     Members
     -------
     number : ``In``
@@ -83,7 +85,7 @@ class TreeSum(wiring.Component):
         p = Pipe(m)
         left, right = (p.apply(Mux, p.input(leaf), p.input(fresh), p.input(old)) for fresh, old in (
             (first.data, second.data), (number.value, third.data)))
-        total = p.add(left, right)
+        total = fp.add(p, p.absolute(left), p.absolute(right), positive=True)
         place = Mux(leaf, Cat(number.token[:-1], bank), Cat(at, ~bank))
         m.d.comb += [
             kept.addr.eq(p.at(p.input(place), total.stage)), kept.data.eq(total.signal),
@@ -152,8 +154,9 @@ class Softmax(wiring.Component):
         Before its first score. Not ready while ``FLIGHT`` queries are under way.
     score : ``In(SCORE)``
         Scores of the queries in order. No backpressure.
-    finished : ``Out(count_bits)``
-        Queries whose codes and statistics can be read, since reset, modulo.
+    begun, finished : ``Out(count_bits)``
+        Queries whose codes can be read, the first now and one more each clock, and those whose
+        statistics can be read, too; since reset, modulo.
     place, code_query, token : ``In``; code : ``Out``
     place, query : ``In``; stats : ``Out``
         A clock after their address.
@@ -164,7 +167,7 @@ class Softmax(wiring.Component):
         super().__init__({
             "queries": In(stream.Signature(query_layout(arch))),
             "score": In(SCORE),
-            "finished": Out(count_bits(arch)),
+            "begun": Out(count_bits(arch)), "finished": Out(count_bits(arch)),
             "place": In(range(PLACES)), "query": In(range(arch.attention_queries)),
             "code_query": In(range(arch.attention_queries)), "token": In(_TOKEN),
             "code": Out(SOFTMAX_BITS), "stats": Out(STATS),
@@ -357,6 +360,8 @@ class Softmax(wiring.Component):
             with m.State("issue"):
                 m.d.comb += issuing.eq(1)
                 m.d.sync += [token.eq(token + 1), wait.eq(result.stage)]
+                with m.If(token == result.stage):  # the first code is being written
+                    m.d.sync += self.begun.eq(self.begun + 1)
                 with m.If(token == PAGE_TOKENS - 1):
                     m.next = "drain"
             with m.State("drain"):

@@ -17,8 +17,9 @@ from alula.hw.pipe import Pipe
 
 BATCH = 64  # operand sets
 DEPTH = 160  # clocks, more than any operation takes
-NAMES = ("mul", "add", "sub", "div", "from_int", "from_narrow", "to_int", "to_weight", "from_half",
-         "maximum", "scale", "exp2", "exp", "reciprocal", "rsqrt", "sigmoid", "compare")
+NAMES = ("mul", "add", "add_positive", "sub", "div", "from_int", "from_narrow", "to_int",
+         "to_weight", "from_half", "maximum", "scale", "exp2", "exp", "reciprocal", "rsqrt",
+         "sigmoid", "compare")
 LIMITS = (-127, 127)
 WEIGHT_LIMITS = (0, 255)
 LATENCIES = {"mul": fp.MUL_LATENCY, "add": fp.ADD_LATENCY, "div": fp.DIV_LATENCY,
@@ -32,7 +33,9 @@ def _build(p, a, b):
     whole = p.apply(lambda a: a.as_signed(), a, latency=0)
     narrow = p.apply(lambda a: a[:20].as_signed(), a, latency=0)
     return {
-        "mul": fp.multiply(p, a, b), "add": p.add(a, b), "sub": p.sub(a, b), "div": p.div(a, b),
+        "mul": fp.multiply(p, a, b), "add": p.add(a, b),
+        "add_positive": fp.add(p, p.absolute(a), p.absolute(b), positive=True),
+        "sub": p.sub(a, b), "div": p.div(a, b),
         "from_int": fp.from_int(p, whole), "from_narrow": fp.from_int(p, narrow),
         "to_int": fp.to_int(p, a, *LIMITS), "to_weight": fp.to_int(p, a, *WEIGHT_LIMITS),
         "from_half": fp.from_half(p, low), "maximum": fp.maximum(p, a, b),
@@ -89,7 +92,8 @@ def wanted(a, b):
     both_nan = np.isnan(x) | np.isnan(y)
     with np.errstate(all="ignore"):
         return {
-            "mul": numerics.mul(x, y), "add": numerics.add(x, y), "sub": numerics.sub(x, y),
+            "mul": numerics.mul(x, y), "add": numerics.add(x, y),
+            "add_positive": numerics.add(abs(x), abs(y)), "sub": numerics.sub(x, y),
             "div": numerics.div(x, y), "from_int": numerics.from_int(a.view(np.int32)),
             "from_narrow": numerics.from_int(narrow), "to_int": _ints(x, *LIMITS),
             "to_weight": _ints(x, *WEIGHT_LIMITS),
