@@ -9,7 +9,7 @@ from alula.hw import fp, isa
 from alula.hw.attention.fetch import LAG, SCALE_BYTES, key_beats, value_beats
 from alula.hw.attention.merge import SUM_BITS, LaneMerge, packet_layout
 from alula.hw.attention.softmax import DOT_BITS, PLACES, Softmax, count_bits
-from alula.hw.attention.walk import PageWalk, item_layout
+from alula.hw.attention.walk import PageWalk, item_layout, tokens_before
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
 from alula.hw.lane.activation import READ_LATENCY
@@ -122,7 +122,6 @@ class AttendUnit(wiring.Component):
         begun, ahead = (Signal(signed(count_bits(arch)), name=name)  # of queries, before this one
                         for name in ("begun", "ahead"))
         known = Signal()  # the query's statistics can be read
-        start = Signal(POSITION_BITS + 1)
         ending = Signal()
         size = Signal(16)  # bytes of the item's keys
         m.d.comb += size.eq(item.tokens * insn.head_dim)
@@ -131,7 +130,7 @@ class AttendUnit(wiring.Component):
             walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
             merge.rows.eq(self.rows), merge.ratio.eq(ratio), merge.head_dim.eq(insn.head_dim),
             merge.piece.eq(piece),
-            position.eq(here.position), start.eq(item.page << _TOKENS),
+            position.eq(here.position),
             member.eq(here.root == item.root),
             beats.eq(Mux(in_values, value_beats(size, arch.beat_bytes),
                          key_beats(size, arch.beat_bytes))),
@@ -142,12 +141,12 @@ class AttendUnit(wiring.Component):
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.d.comb += merge.top.eq(walk.top)
         m.d.sync += root.eq(Array(self.table)[item.root])  # two clocks after "item"
-        seen = position + 1 - start
-        behind = position + 1 - insn.window - start
+        after, edge = Signal(POSITION_BITS + 1), Signal(signed(POSITION_BITS + 2))
+        m.d.comb += [after.eq(position + 1), edge.eq(after - insn.window)]
         m.d.sync += [  # a clock after "row"
-            count.eq(Mux(position < start, 0, Mux(seen > PAGE_TOKENS, PAGE_TOKENS, seen))),
-            low.eq(Mux((insn.window == 0) | (position + 1 <= insn.window + start), 0,
-                       Mux(behind > PAGE_TOKENS, PAGE_TOKENS, behind))),
+            count.eq(tokens_before(after, item.page)),
+            low.eq(Mux((insn.window == 0) | (edge < 0), 0,
+                       tokens_before(edge.as_unsigned(), item.page))),
         ]
         scan = _Scan(self, m, insn, item, in_values, piece, begin, count, own, position, row,
                      query, ratio, root, place, softmax, merge)
