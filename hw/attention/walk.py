@@ -122,7 +122,7 @@ class PageWalk(wiring.Component):
             with m.State("unit"):
                 m.d.sync += [row.eq(0), page.eq(page_class)]
                 with m.If(unit == stop):
-                    m.next = "end"
+                    m.next = "last"
                 with m.Elif(page_class > top):
                     m.d.sync += unit.eq(unit + 1)
                 with m.Else():
@@ -142,6 +142,8 @@ class PageWalk(wiring.Component):
                     with m.If(item.unit_end):
                         m.d.sync += unit.eq(unit + 1)
                         m.next = "unit"
+            with m.State("last"):  # until what is offered stays
+                m.next = "end"
             with m.State("end"):
                 m.d.comb += [self.items.valid.eq(1), item.end.eq(1)]
                 with m.If(self.items.ready):
