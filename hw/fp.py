@@ -202,8 +202,8 @@ def multiply(p, a, b):
     return _round(p, sign, kind, *p.apply(normalize, product, exponent))
 
 
-def add(p, a, b):
-    """Return ``a + b``."""
+def add(p, a, b, positive=False):
+    """Return ``a + b``; a clock earlier if neither's sign is set, which ``positive`` says."""
     def swap(a, b):
         less = p.wire(a[:31] < b[:31], "less")
         x, y = as_float(a), as_float(b)
@@ -219,7 +219,7 @@ def add(p, a, b):
     sign, subtract, kind, exponent, big, small, apart = p.apply(swap, a, b)
 
     def total(big, small, apart, subtract):
-        small = Cat(*_shifted_right(p, Cat(Const(0, 2), small), apart), Const(0, 1))
+        small = aligned(p, small, apart)
         # One carry chain for both: the complement's 1 is its carry in.
         return (Cat(Const(0, 3), big) + (small ^ subtract.replicate(28)) + subtract)[:28]
     bits = p.apply(total, big, small, apart, subtract)
@@ -228,7 +228,21 @@ def add(p, a, b):
     # What cancels to nothing is +0.
     sign = p.apply(lambda sign, subtract, bits: sign & ~(subtract & ~bits.any()),
                    sign, subtract, bits)
-    return _normalize(p, sign, kind, exponent, bits)
+    if not positive:
+        return _normalize(p, sign, kind, exponent, bits)
+
+    def shift(bits, exponent, kind):
+        carry = bits[27]
+        return (exponent - ~carry, Mux(carry, bits[4:], bits[3:27]), Mux(carry, bits[3], bits[2]),
+                bits[:2].any() | (carry & bits[2]),
+                Mux((kind == Kind.NUMBER.value) & ~bits[26:].any(), Kind.ZERO, kind))
+    exponent, significand, guard, sticky, kind = p.apply(shift, bits, exponent, kind, latency=0)
+    return _round(p, sign, kind, exponent, significand, guard, sticky)
+
+
+def aligned(p, significand, apart):
+    """Return 28 bits of an addend: a bit for what is lost, 26 of ``significand * 4``, and a 0."""
+    return Cat(*_shifted_right(p, Cat(Const(0, 2), significand), apart), Const(0, 1))
 
 
 def _shifted_right(p, bits, by):

@@ -57,7 +57,7 @@ def horner(p, coefficients, x):
     return value
 
 
-def _guess(p, table, index):
+def guess(p, table, index):
     """Return the entry of a table of numbers in [1/2, 1) with 16 bits."""
     entries = (table * np.float32(1 << 16)).astype(np.int64) - (1 << _TABLE_BITS)
     assert (entries >> _TABLE_BITS == 0).all()
@@ -78,7 +78,7 @@ def _special(p, x, value, *, negative, zero, infinite):
 def reciprocal(p, x):
     """Return ``1 / x``."""
     m = p.apply(lambda x: Cat(x[:23], Const(fp.BIAS, 9)), x, latency=0)
-    y = _guess(p, numerics.RECIPROCAL_TABLE, p.apply(lambda x: x[16:23], x, latency=0))
+    y = guess(p, numerics.RECIPROCAL_TABLE, p.apply(lambda x: x[16:23], x, latency=0))
     for _ in range(2):
         y = p.mul(y, p.sub(p.const(2), p.mul(m, y)))
     power = p.apply(lambda x: fp.BIAS - x[23:31], x)
@@ -92,7 +92,7 @@ def rsqrt(p, x):
     """Return ``1 / sqrt(x)``."""
     half = p.apply(lambda x: Cat(x[:23], ~x[23], Const(63, 8)), x, latency=0)
     index = p.apply(lambda x: Cat(x[17:23], ~x[23]), x, latency=0)
-    y = _guess(p, numerics.RSQRT_TABLE, index)
+    y = guess(p, numerics.RSQRT_TABLE, index)
     for _ in range(2):
         y = p.mul(y, p.sub(p.const(1.5), p.mul(p.mul(half, y), y)))
     # The exponent is x[23:31] - 127; half of it, rounded down, is taken away.

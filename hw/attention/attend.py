@@ -9,17 +9,20 @@ from alula.hw import fp, isa
 from alula.hw.attention.fetch import LAG, SCALE_BYTES, key_beats, value_beats
 from alula.hw.attention.merge import SUM_BITS, LaneMerge, packet_layout
 from alula.hw.attention.softmax import DOT_BITS, PLACES, Softmax, count_bits
-from alula.hw.attention.walk import PageWalk, item_layout
+from alula.hw.attention.walk import PageWalk, item_layout, tokens_before
+from alula.hw.choice import choose
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
+from alula.hw.lane.activation import READ_LATENCY
 from alula.hw.lane.chain import CASCADE
-from alula.hw.lane.window import window
 from alula.hw.numerics import PAGE_TOKENS
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
 from alula.hw.step import POSITION_BITS, row_bits, row_layout
 
-READ_LATENCY = 2  # of the prefetch ring and of the activation buffer
+RING_LATENCY = 2
+# Clocks from a turn to its codes: a register, then the slower of the two that it may read.
+LATENCY = 1 + max(READ_LATENCY, RING_LATENCY)
 _TOKENS = ceil_log2(PAGE_TOKENS)
 
 
@@ -34,7 +37,8 @@ def chain_port(arch):
         "accumulate": Out(1),
         "first": Out(1),  # of an accumulation
         "codes": Out(signed(8)).array(arch.beat_bytes),
-        "factors": Out(signed(9)).array(arch.beat_bytes),
+        "factors": Out(signed(8)).array(arch.beat_bytes),
+        "weight": Out(8),  # instead of each factor, if ``accumulate``
         "sum": In(signed(DOT_BITS)),
         "own": In(signed(SUM_BITS)).array(arch.beat_bytes),
     })
@@ -51,11 +55,12 @@ class AttendUnit(wiring.Component):
     commands : ``In(stream of COMMAND_BITS)``, done : ``Out(1)``
     lane, rows, table : steady
     ring_pointer, ring_data, ring_available, ring_release
-        The prefetch ring: data two clocks after its pointer; beats below ``ring_available`` are
-        there; those below ``ring_release`` are given back. Pages begin at ``ring_begin``.
+        The prefetch ring: data ``RING_LATENCY`` clocks after its pointer; beats below
+        ``ring_available`` are there; those below ``ring_release`` are given back. Pages begin at
+        ``ring_begin``.
     reads, row, word, block
-        A read of the activation buffer: a word of a row, and the scale at a block; ``codes`` and
-        ``scale`` come two clocks later.
+        A read of the activation buffer: a word of a row, of a beat's codes, and the scale at a
+        block; ``codes`` and ``scale`` come ``READ_LATENCY`` clocks later.
     chain : to the DSP chain
     packets : ``Out(stream of packet_layout)``
     """
@@ -114,34 +119,40 @@ class AttendUnit(wiring.Component):
                            for name in ("count", "low", "own"))
         number, next_number = (Signal(count_bits(arch), name=name)  # of queries, modulo
                                for name in ("number", "next_number"))
-        ahead = Signal(signed(count_bits(arch)))  # queries whose weights are there
-        start = Signal(POSITION_BITS + 1)
+        begun, ahead = (Signal(signed(count_bits(arch)), name=name)  # of queries, before this one
+                        for name in ("begun", "ahead"))
+        known = Signal()  # the query's statistics can be read
         ending = Signal()
+        size = Signal(16)  # bytes of the item's keys
+        m.d.comb += size.eq(item.tokens * insn.head_dim)
         here = Array(self.table)[row]
         m.d.comb += [
             walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
             merge.rows.eq(self.rows), merge.ratio.eq(ratio), merge.head_dim.eq(insn.head_dim),
             merge.piece.eq(piece),
-            position.eq(here.position), start.eq(item.page << _TOKENS),
+            position.eq(here.position),
             member.eq(here.root == item.root),
-            beats.eq(Mux(in_values, value_beats(item.tokens, insn.head_dim, arch.beat_bytes),
-                         key_beats(item.tokens, insn.head_dim, arch.beat_bytes))),
+            beats.eq(Mux(in_values, value_beats(size, arch.beat_bytes),
+                         key_beats(size, arch.beat_bytes))),
             entering.item.eq(item), entering.place.eq(key_place), entering.number.eq(number),
             own.eq(item.tokens), ahead.eq(softmax.finished - number),
+            begun.eq(softmax.begun - number),
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.d.comb += merge.top.eq(walk.top)
         m.d.sync += root.eq(Array(self.table)[item.root])  # two clocks after "item"
-        seen = position + 1 - start
-        behind = position + 1 - insn.window - start
-        m.d.comb += [
-            count.eq(Mux(position < start, 0, Mux(seen > PAGE_TOKENS, PAGE_TOKENS, seen))),
-            low.eq(Mux((insn.window == 0) | (position + 1 <= insn.window + start), 0,
-                       Mux(behind > PAGE_TOKENS, PAGE_TOKENS, behind))),
+        after, edge = Signal(POSITION_BITS + 1), Signal(signed(POSITION_BITS + 2))
+        m.d.comb += [after.eq(position + 1), edge.eq(after - insn.window)]
+        m.d.sync += [  # a clock after "row"
+            count.eq(tokens_before(after, item.page)),
+            low.eq(Mux((insn.window == 0) | (edge < 0), 0,
+                       tokens_before(edge.as_unsigned(), item.page))),
         ]
         scan = _Scan(self, m, insn, item, in_values, piece, begin, count, own, position, row,
                      query, ratio, root, place, softmax, merge)
         last_query = query + 1 == ratio
+        scan.known = known
+        m.d.sync += known.eq(ahead >= 0)  # `number` counts this query already
         with m.FSM():
             with m.State("idle"):
                 m.d.comb += self.commands.ready.eq(1)
@@ -157,10 +168,12 @@ class AttendUnit(wiring.Component):
                 m.d.sync += [ratio.eq(ratio + 1), left.eq(left - insn.kv_heads)]
                 with m.If(left == insn.kv_heads):
                     m.d.comb += walk.start.eq(1)
+                    m.d.sync += self.busy.eq(1)
                     m.next = "item"
             with m.State("item"):
-                m.d.comb += [self.busy.eq(1), walk.items.ready.eq(pages.level <= LAG)]
-                m.d.sync += [row.eq(0), query.eq(0), in_values.eq(0), self.ring_release.eq(pointer),
+                m.d.comb += walk.items.ready.eq(pages.level <= LAG)
+                m.d.sync += [row.eq(0), query.eq(0), scan.own_base.eq(0), in_values.eq(0),
+                             self.ring_release.eq(pointer),
                              place.eq(key_place), number.eq(next_number)]
                 with m.If((pages.level > LAG) | (ending & pages.r_rdy)):
                     m.d.sync += [item.eq(leaving.item), place.eq(leaving.place),
@@ -176,17 +189,19 @@ class AttendUnit(wiring.Component):
                     with m.Else():
                         m.next = "begin"
             with m.State("begin"):
-                m.d.comb += self.busy.eq(1)
-                m.d.sync += [begin.eq(pointer), pointer.eq(pointer + beats), scan.offset.eq(0)]
+                m.d.sync += [begin.eq(pointer), pointer.eq(pointer + beats), scan.offset.eq(0),
+                             scan.limit.eq(self.ring_available - pointer)]
                 m.d.comb += pages.w_en.eq(~in_values)
                 m.next = "row"
                 with m.If(~in_values):
+                    m.next = "settle"
                     m.d.sync += key_place.eq(Mux(key_place == PLACES - 1, 0, key_place + 1))
                     with m.If(item.tokens != 0):
                         m.next = "scales"
             scan.scales("scales", "row")
+            with m.State("settle"):  # addresses of the item
+                m.next = "row"
             with m.State("row"):
-                m.d.comb += self.busy.eq(1)
                 m.d.sync += [scan.token.eq(0), scan.part.eq(0),
                              scan.offset.eq(Mux(in_values, 0, SCALE_BYTES))]
                 with m.If(row == self.rows):
@@ -202,10 +217,9 @@ class AttendUnit(wiring.Component):
             scan.load_query("query", "announce")
             with m.State("announce"):
                 m.d.comb += [
-                    self.busy.eq(1),
                     softmax.queries.valid.eq(1),
                     softmax.queries.payload.place.eq(place),
-                    softmax.queries.payload.query.eq(row * ratio + query),
+                    softmax.queries.payload.query.eq(scan.query_now),
                     softmax.queries.payload.scale.eq(scan.query_scale),
                     softmax.queries.payload.count.eq(count),
                     softmax.queries.payload.low.eq(low),
@@ -218,21 +232,20 @@ class AttendUnit(wiring.Component):
                         m.next = "next"
             scan.tokens("keys", "next")
             with m.State("values"):  # until the query's weights are there
-                m.d.comb += self.busy.eq(1)
-                with m.If(ahead > 0):
+                m.d.sync += known.eq(ahead > 0)
+                with m.If(begun > 0):
                     m.d.sync += number.eq(number + 1)
                     m.next = "weigh"
             scan.chunks("weigh", "next")
             with m.State("next"):
-                m.d.comb += self.busy.eq(1)
-                m.d.sync += query.eq(query + 1)
+                m.d.sync += [query.eq(query + 1), scan.own_base.eq(scan.own_base + insn.head_dim)]
                 m.next = "row"
                 with m.If(last_query):
-                    m.d.sync += [query.eq(0), row.eq(row + 1)]
+                    m.d.sync += [query.eq(0), scan.own_base.eq(0), row.eq(row + 1)]
             with m.State("finish"):
-                m.d.comb += self.busy.eq(1)
                 with m.If(merge.idle & ~scan.captured & ~scan.pending):
                     m.d.comb += self.done.eq(1)
+                    m.d.sync += self.busy.eq(0)
                     m.next = "idle"
         wiring.connect(m, merge.packets, wiring.flipped(self.packets))
         return m
@@ -246,10 +259,23 @@ def largest_piece(head_dim, beat_bytes):
     return result
 
 
+def first_blocks(m, word, at):
+    """Return a word with the piece that begins at block ``at``, at a multiple of its size, first.
+
+    Blocks behind the piece are any.
+    """
+    blocks = [word[8 * BLOCK * b:8 * BLOCK * (b + 1)] for b in range(len(word) // (8 * BLOCK))]
+    found = []
+    for b in range(len(blocks)):
+        size = 1 << b.bit_length()  # the least of a piece that has this block
+        found.append(choose(at[b.bit_length():], blocks[b::size]))
+    return Cat(found)
+
+
 class _Scan:
     """The states of :class:`AttendUnit` that read, and the pipeline behind them.
 
-    A read issued in a clock has its codes at the chain three clocks later.
+    A read issued in a clock has its codes ``LATENCY`` clocks later, and at the chain in the next.
     """
 
     def __init__(self, unit, m, insn, item, in_values, piece, begin, count, own, position, row,
@@ -263,11 +289,18 @@ class _Scan:
         self.query_scale = Signal(32)
         # Bases of this query's and this head's codes, in the activation buffer's codes.
         codes = ceil_log2(arch.activation_elements)
-        self.query_base, self.head_base = Signal(codes), Signal(codes)
+        self.bases = query_base, key_base, value_base = [
+            Signal(codes, name=name) for name in ("query_base", "key_base", "value_base")]
+        head_base, group_base, self.own_base = (Signal(codes, name=name) for name in (
+            "head_base", "group_base", "own_base"))
+        self.query_now = Signal(range(arch.attention_queries))
+        block = ceil_log2(BLOCK)
         m.d.sync += [
-            self.query_base.eq((item.head * ratio + query) * insn.head_dim
-                               + (insn.query << ceil_log2(BLOCK))),
-            self.head_base.eq(item.head * insn.head_dim),
+            head_base.eq(item.head * insn.head_dim), group_base.eq(head_base * ratio),
+            query_base.eq(group_base + self.own_base + (insn.query << block)),
+            key_base.eq(head_base + (insn.key << block)),
+            value_base.eq(head_base + (insn.value << block)),
+            self.query_now.eq(row * ratio + query),
         ]
         # Whose codes are in `pieces`; a query alone stays there from page to page.
         self.loaded = Signal()
@@ -279,16 +312,16 @@ class _Scan:
         self.offset = Signal(20)  # in the page, of a piece in the ring
         self.begin = begin
         self.last_part = Signal()
-        m.d.comb += self.last_part.eq((self.part + 1) << piece == insn.head_dim)
+        final_part = Signal.like(self.part)
+        m.d.sync += final_part.eq((insn.head_dim >> piece) - 1)
+        m.d.comb += self.last_part.eq(self.part == final_part)
         self.is_own, self.ring_has, self.there = Signal(), Signal(), Signal()
         self.scaled = Signal()  # the scale of an own token's value has been read
-        ring_beat = begin + (self.offset >> self.beat)
-        ahead = Signal.like(begin)  # beats from it on that are there, or more than a ring holds
+        self.limit = limit = Signal.like(begin)  # beats from the item's begin on that are there
+        m.d.sync += limit.eq(unit.ring_available - begin)
         m.d.comb += [
             self.is_own.eq(self.token >= own),
-            unit.ring_pointer.eq(ring_beat),
-            ahead.eq(unit.ring_available - ring_beat),
-            self.ring_has.eq((ahead != 0) & (ahead <= arch.prefetch_beats)),
+            self.ring_has.eq(self.offset >> self.beat < limit),
             self.there.eq(self.is_own | self.ring_has),
         ]
         # The ancestor whose key and value a token is that is not in the cache.
@@ -308,78 +341,85 @@ class _Scan:
         self._pipeline(softmax, merge, place)
 
     def _pipeline(self, softmax, merge, place):
-        m, unit, insn = self.m, self.unit, self.insn
+        m, unit = self.m, self.unit
         arch = unit.arch
         p = Pipe(m)
+        block = ceil_log2(BLOCK)
         codes = Signal(ceil_log2(arch.activation_elements))  # first code of a read
-        source = Mux(self.query_turn, self.query_base, self.head_base
-                     + (Mux(self.in_values | self.scale_turn, insn.value, insn.key)
-                        << ceil_log2(BLOCK)))
+        query_base, key_base, value_base = self.bases
+        source = Mux(self.query_turn, query_base,
+                     Mux(self.in_values | self.scale_turn, value_base, key_base))
+        ring_beat = Signal.like(unit.ring_pointer)
+        from_buffer = Signal()
         m.d.comb += [
             codes.eq(source + (self.part << self.piece)),
-            unit.row.eq(Mux(self.query_turn, self.row, self.ancestor)),
-            unit.word.eq(codes >> self.beat),
-            unit.block.eq(source >> ceil_log2(BLOCK)),
-            unit.reads.eq(self.query_turn | ((self.issue | self.scale_turn) & self.is_own)),
+            ring_beat.eq(self.begin + (self.offset >> self.beat)),
+            from_buffer.eq(self.query_turn | self.is_own),
         ]
 
-        def late(signal, clocks, reset=False):
+        def late(signal, clocks=LATENCY, reset=False):
             return p.at(p.input(signal, reset=reset), clocks)
 
-        # Two clocks later: the beat or the word, turned so that the piece comes first.
-        def turned(word, at, size):
-            at = at[ceil_log2(BLOCK):size]
-            return window(m, word, at, 8 * arch.beat_bytes, 8 * BLOCK) if len(at) else word
+        asked = LATENCY - READ_LATENCY
+        m.d.comb += [
+            unit.row.eq(late(Mux(self.query_turn, self.row, self.ancestor), asked)),
+            unit.word.eq(late(codes[self.beat:], asked)),
+            unit.block.eq(late(source[block:], asked)),
+            unit.reads.eq(late(self.query_turn | ((self.issue | self.scale_turn) & self.is_own),
+                               asked, True)),
+            unit.ring_pointer.eq(late(ring_beat, LATENCY - RING_LATENCY)),
+        ]
 
-        ring = turned(unit.ring_data, late(self.offset, 2), self.beat)[:8 * arch.beat_bytes]
-        buffer = turned(unit.codes, late(codes, 2), self.beat)[:8 * arch.beat_bytes]
-        mask = Cat(((1 << self.piece) > at).replicate(8) for at in range(arch.beat_bytes))
-        taken = Signal(8 * arch.beat_bytes)
-        m.d.comb += taken.eq(Mux(late(self.is_own | self.query_turn, 2), buffer, ring) & mask)
+        # The beat or the word is there; its piece comes first, and nothing behind it.
+        at = Mux(from_buffer, codes[block:self.beat], self.offset[block:self.beat])
+        word = Signal(8 * arch.beat_bytes)
+        m.d.comb += word.eq(Mux(late(from_buffer), unit.codes, unit.ring_data))
+        taken = first_blocks(m, word, late(at) if len(at) else at)
+        taken = Cat(Mux(self.piece >= block + b.bit_length(),
+                        taken[8 * BLOCK * b:8 * BLOCK * (b + 1)], 0)
+                    for b in range(arch.beat_bytes // BLOCK))
         self.pieces = pieces = Ram(shape=8 * arch.beat_bytes, depth=32)
         m.submodules.query = pieces
         kept, factors = pieces.write_port(), pieces.read_port(domain="comb")
         m.d.comb += [
-            kept.addr.eq(late(self.part, 2)), kept.data.eq(taken),
-            kept.en.eq(late(self.query_turn, 2, True)),
-            factors.addr.eq(late(self.part, 2)),
+            kept.addr.eq(late(self.part)), kept.data.eq(taken),
+            kept.en.eq(late(self.query_turn, reset=True)),
+            factors.addr.eq(late(self.part)),
         ]
-        with m.If(late(self.query_turn & (self.part == 0), 2, True)):
+        with m.If(late(self.query_turn & (self.part == 0), reset=True)):
             m.d.sync += self.query_scale.eq(unit.scale)
         key_scale, value_scale = self._scales(late)
         own_value_scale = Signal(32)
-        with m.If(late(self.scale_turn, 2, True)):
+        with m.If(late(self.scale_turn, reset=True)):
             m.d.sync += own_value_scale.eq(unit.scale)
-        own = late(self.is_own, 2)
+        own = late(self.is_own)
 
-        # Three clocks later: the chain.
+        # A clock later: the chain.
         at_chain = Signal(8 * arch.beat_bytes)
         factor = Signal(8 * arch.beat_bytes)
-        query_now = Signal(range(arch.attention_queries))
-        m.d.comb += query_now.eq(self.row * self.ratio + self.query)
         m.d.sync += [at_chain.eq(taken), factor.eq(factors.data)]
         m.d.comb += [
-            softmax.place.eq(place), softmax.query.eq(query_now),
-            softmax.code_query.eq(late(query_now, 2)), softmax.token.eq(late(self.token, 2)),
-            unit.chain.valid.eq(late(self.issue & ~self.turn_zero, 3, True)),
-            unit.chain.first.eq(late(self.turn_first, 3)),
+            softmax.place.eq(place), softmax.query.eq(self.query_now),
+            softmax.code_query.eq(late(self.query_now)), softmax.token.eq(late(self.token)),
+            unit.chain.valid.eq(late(self.issue & ~self.turn_zero, LATENCY + 1, True)),
+            unit.chain.first.eq(late(self.turn_first, LATENCY + 1)),
+            unit.chain.accumulate.eq(late(self.in_values, LATENCY + 1)),
+            unit.chain.weight.eq(softmax.code),
         ]
-        values_now = late(self.in_values, 3)
-        m.d.comb += unit.chain.accumulate.eq(values_now)
         for at in range(arch.beat_bytes):
             m.d.comb += [
                 unit.chain.codes[at].eq(at_chain.word_select(at, 8).as_signed()),
-                unit.chain.factors[at].eq(Mux(values_now, softmax.code.as_unsigned(),
-                                              factor.word_select(at, 8).as_signed())),
+                unit.chain.factors[at].eq(factor.word_select(at, 8).as_signed()),
             ]
-        self._scores(softmax, p, 3 + unit.sum_latency, Mux(own, unit.scale, key_scale),
+        self._scores(softmax, p, LATENCY + 1 + unit.sum_latency, Mux(own, unit.scale, key_scale),
                      Mux(own, own_value_scale, value_scale))
         self._capture(softmax, merge, [
-            late(self.issue & self.turn_last & self.in_values, 3 + unit.own_latency + at, True)
+            late(self.issue & self.turn_last & self.in_values,
+                 LATENCY + 1 + unit.own_latency + at, True)
             for at in range(CASCADE)])
 
     def _scales(self, late):
-        """The page's scales, by token: return the key's and the value's two clocks after issue."""
+        """The page's scales: return a token's for key and value ``LATENCY`` clocks after issue."""
         m, unit = self.m, self.unit
         per_beat = unit.arch.beat_bytes // 4
         depth = PAGE_TOKENS // per_beat
@@ -389,11 +429,10 @@ class _Scan:
             m.submodules[name] = store = Ram(
                 shape=8 * unit.arch.beat_bytes, depth=depth)
             write, read = store.write_port(), store.read_port(domain="comb")
-            at = late(self.scale_at, 2)
-            token = late(self.token, 2)
+            at, token = late(self.scale_at), late(self.token)
             m.d.comb += [
                 write.addr.eq(at[:-1] if len(at) > 1 else 0), write.data.eq(unit.ring_data),
-                write.en.eq(late(self.ring_scale_turn, 2, True) & (at[-1] == half)),
+                write.en.eq(late(self.ring_scale_turn, reset=True) & (at[-1] == half)),
                 read.addr.eq(token >> ceil_log2(per_beat)),
             ]
             result.append(read.data.word_select(token[:ceil_log2(per_beat)], 32))
@@ -411,8 +450,8 @@ class _Scan:
             softmax.score.valid.eq(valid & last),
             softmax.score.token.eq(p.at(p.input(self.token), end)),
             softmax.score.dot.eq(total),
-            softmax.score.key_scale.eq(p.at(p.input(key_scale, stage=2), end)),
-            softmax.score.value_scale.eq(p.at(p.input(value_scale, stage=2), end)),
+            softmax.score.key_scale.eq(p.at(p.input(key_scale, stage=LATENCY), end)),
+            softmax.score.value_scale.eq(p.at(p.input(value_scale, stage=LATENCY), end)),
         ]
         with m.If(valid):
             m.d.sync += so_far.eq(total)
@@ -422,11 +461,11 @@ class _Scan:
         m, unit, item = self.m, self.unit, self.item
         later_member = Cat((entry.root == item.root) & (at > self.row) & (at < unit.rows)
                            for at, entry in enumerate(unit.table)).any()
-        job, zero = Signal.like(merge.jobs.payload), Signal()
+        job = Signal.like(merge.jobs.payload)
         with m.If(self.turn_last & self.in_values & self.issue):
             m.d.sync += [
                 self.pending.eq(1),
-                job.query.eq(self.row * self.ratio + self.query),
+                job.query.eq(self.query_now),
                 job.chunk.eq(self.part), job.fresh.eq(item.first),
                 job.final.eq(self.last_part),
                 job.unit_end.eq(self.last_part & item.unit_end & ~later_member
@@ -434,12 +473,12 @@ class _Scan:
                 job.head.eq(item.head), job.leaf.eq(item.leaf),
                 job.low.eq(item.low), job.high.eq(item.high),
                 job.stats.eq(softmax.stats),
-                zero.eq(self.turn_zero),
+                job.zero.eq(self.turn_zero),
             ]
         sums = [Signal(signed(SUM_BITS), name=f"sum_{at}") for at in range(unit.arch.beat_bytes)]
         for at, (mine, theirs) in enumerate(zip(sums, unit.chain.own, strict=True)):
             with m.If(now[at % CASCADE]):
-                m.d.sync += mine.eq(Mux(zero, 0, theirs))
+                m.d.sync += mine.eq(theirs)
         with m.If(now[-1]):
             m.d.sync += [self.pending.eq(0), self.captured.eq(1)]
         m.d.comb += [merge.jobs.valid.eq(self.captured), merge.jobs.payload.eq(job)]
@@ -450,7 +489,7 @@ class _Scan:
     def scales(self, state, then):
         m, unit = self.m, self.unit
         with m.State(state):
-            m.d.comb += [unit.busy.eq(1), self.ring_scale_turn.eq(self.ring_has)]
+            m.d.comb += self.ring_scale_turn.eq(self.ring_has)
             with m.If(self.ring_scale_turn):
                 m.d.sync += [self.offset.eq(self.offset + unit.arch.beat_bytes),
                              self.scale_at.eq(self.scale_at + 1)]
@@ -460,26 +499,24 @@ class _Scan:
 
     def load_query(self, state, then):
         """Read the query's pieces and its scale."""
-        m, unit = self.m, self.unit
+        m = self.m
         with m.State(state):
-            m.d.comb += [unit.busy.eq(1), self.query_turn.eq(1)]
+            m.d.comb += self.query_turn.eq(1)
             m.d.sync += self.part.eq(self.part + 1)
             with m.If(self.last_part):
                 m.d.sync += self.part.eq(0)
                 m.next = f"{state} arrives"
         with m.State(f"{state} arrives"):
-            m.d.comb += unit.busy.eq(1)
             m.d.sync += self.token.eq(self.token + 1)
-            with m.If(self.token == READ_LATENCY):
+            with m.If(self.token == LATENCY):
                 m.d.sync += [self.token.eq(0), self.loaded.eq(1),
                              self.held_query.eq(self.now_query)]
                 m.next = then
 
     def tokens(self, state, then):
         """Score the page's tokens one after the other, each in pieces."""
-        m, unit = self.m, self.unit
+        m = self.m
         with m.State(state):
-            m.d.comb += unit.busy.eq(1)
             with m.If(self.is_own & ~self.scaled):
                 m.d.comb += self.scale_turn.eq(1)
                 m.d.sync += self.scaled.eq(1)
@@ -494,16 +531,15 @@ class _Scan:
 
     def chunks(self, state, then):
         """Sum the page's values, a piece of all tokens after the other."""
-        m, unit = self.m, self.unit
+        m = self.m
         with m.State(state):
             m.d.comb += [
-                unit.busy.eq(1),
                 self.turn_zero.eq(self.count == 0),
                 self.turn_first.eq(self.token == 0),
                 self.turn_last.eq((self.token + 1 == self.count) | self.turn_zero),
                 # One run of sums is kept; its place must be free when the next ends.
                 self.issue.eq((self.there | self.turn_zero)
-                              & ~(self.turn_last & (self.pending | self.captured))),
+                              & ~(self.turn_last & (self.pending | self.captured | ~self.known))),
             ]
             with m.If(self.issue):
                 m.d.sync += [self.token.eq(self.token + 1),

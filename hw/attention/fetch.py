@@ -6,7 +6,8 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from alula.hw import isa, layout
-from alula.hw.attention.walk import PageWalk, item_layout
+from alula.hw.attention.multiply import Multiplier
+from alula.hw.attention.walk import UNIT_BITS, PageWalk, item_layout
 from alula.hw.axi import ADDRESS_BITS, BEATS_BITS, REQUEST
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import WORD_BYTES
@@ -20,14 +21,13 @@ _WORD = ceil_log2(WORD_BYTES)
 assert layout.page_words(16) == (SCALE_BYTES + 2 * 16 * PAGE_TOKENS) // WORD_BYTES
 
 
-def key_beats(tokens, head_dim, beat_bytes):
-    """Return the beats from the start of a page to its last key; 0 if it has none."""
-    whole = (SCALE_BYTES + tokens * head_dim + beat_bytes - 1) >> ceil_log2(beat_bytes)
-    return Mux(tokens == 0, 0, whole)
+def key_beats(size, beat_bytes):
+    """Return the beats from the start of a page to its last key, of ``size`` bytes; 0 if none."""
+    return Mux(size == 0, 0, value_beats(size, beat_bytes) + SCALE_BYTES // beat_bytes)
 
 
-def value_beats(tokens, head_dim, beat_bytes):
-    return (tokens * head_dim + beat_bytes - 1) >> ceil_log2(beat_bytes)
+def value_beats(size, beat_bytes):
+    return (size + beat_bytes - 1) >> ceil_log2(beat_bytes)
 
 
 class PageFetch(wiring.Component):
@@ -73,14 +73,18 @@ class PageFetch(wiring.Component):
             self.entry.eq(Array(row.pages for row in self.table)[item.root] + item.page),
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
-        in_slot, in_lane = Signal(32), Signal(32)
+        m.submodules.multiply = multiply = Multiplier(SLOT_BITS, 32)
+        in_lane, index = Signal(32), Signal(UNIT_BITS)  # where pages of a (head, class) begin
         address = Signal(ADDRESS_BITS)
+        m.d.comb += [multiply.a.eq(self.slot), multiply.b.eq(self.slot_words)]
         page_words = (SCALE_BYTES // WORD_BYTES) + load.head_dim * (2 * PAGE_TOKENS // WORD_BYTES)
         later, waiting = data.View(REQUEST, values.w_data), data.View(REQUEST, values.r_data)
         keys, its_values = Signal(BEATS_BITS), Signal(BEATS_BITS)  # three clocks after its item
+        size = Signal(16)  # bytes of the page's keys
         m.d.sync += [
-            keys.eq(key_beats(item.tokens, load.head_dim, arch.beat_bytes)),
-            its_values.eq(value_beats(item.tokens, load.head_dim, arch.beat_bytes)),
+            size.eq(item.tokens * load.head_dim),
+            keys.eq(key_beats(size, arch.beat_bytes)),
+            its_values.eq(value_beats(size, arch.beat_bytes)),
         ]
         m.d.comb += [
             later.address.eq(address + SCALE_BYTES + load.head_dim * PAGE_TOKENS),
@@ -88,6 +92,7 @@ class PageFetch(wiring.Component):
         ]
         with m.FSM():
             with m.State("idle"):
+                m.d.sync += [in_lane.eq(load.offset), index.eq(0)]
                 with m.If(self.command.valid):
                     m.d.comb += walk.start.eq(1)
                     m.next = "item"
@@ -96,18 +101,20 @@ class PageFetch(wiring.Component):
                 m.d.sync += item.eq(walk.items.payload)
                 with m.If(walk.items.valid):
                     m.next = "look up"
-            with m.State("look up"):
-                m.d.sync += in_lane.eq(load.offset + item.index * page_words)
+            with m.State("look up"):  # items come in order of their index
                 m.next = "place"
+                with m.If((index != item.index) & ~item.end):
+                    m.d.sync += [index.eq(index + 1), in_lane.eq(in_lane + page_words)]
+                    m.next = "look up"
             with m.State("place"):
-                m.d.sync += in_slot.eq(self.slot * self.slot_words)
+                m.d.comb += multiply.start.eq(1)
                 m.next = "address"
-            with m.State("address"):
-                words = (in_slot + in_lane)[:32]
+                with m.If(item.end):
+                    m.next = "values"
+            with m.State("address"), m.If(~multiply.busy):
+                words = (multiply.total + in_lane)[:32]
                 m.d.sync += address.eq(Cat(Const(0, _WORD), words))
-                m.next = "values"
-                with m.If(~item.end):
-                    m.next = "keys"
+                m.next = "keys"
             with m.State("keys"):
                 m.d.comb += [
                     request.valid.eq(keys != 0),

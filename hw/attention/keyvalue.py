@@ -6,17 +6,19 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from alula.hw import isa, layout
-from alula.hw.attention.attend import READ_LATENCY, largest_piece
+from alula.hw.attention.attend import largest_piece
 from alula.hw.attention.fetch import SCALE_BYTES
-from alula.hw.attention.walk import HEAD_BITS, UNIT_BITS, first_unit
+from alula.hw.attention.multiply import Multiplier
+from alula.hw.attention.walk import HEAD_BITS, UNIT_BITS, first_units
 from alula.hw.axi import ADDRESS_BITS, REQUEST
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK, WORD_BYTES
-from alula.hw.lane.window import window
+from alula.hw.lane.activation import READ_LATENCY
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
-from alula.hw.step import SLOT_BITS, row_bits, row_layout
+from alula.hw.step import POSITION_BITS, SLOT_BITS, row_bits, row_layout
 
 _WORD = ceil_log2(WORD_BYTES)
+_BLOCK = ceil_log2(BLOCK)
 _TOKENS = ceil_log2(PAGE_TOKENS)
 _LEAF_OF_CLASS = [layout.CLASS_ORDER.index(number) for number in range(PAGE_CLASSES)]
 
@@ -34,8 +36,8 @@ class KeyValueStore(wiring.Component):
     entry : ``Out``, slot : ``In``
         The slot of a page, a clock after its entry.
     reads : ``Out(1)``, granted : ``In(1)``, row, word, block
-        A read of the activation buffer, if granted in the same clock; its codes and scale come
-        two clocks later.
+        A read of the activation buffer, if granted in the same clock; its codes, a beat's, and
+        scale come ``READ_LATENCY`` clocks later.
     requests, beats, written : to the lane's AXI writer
     """
 
@@ -66,97 +68,105 @@ class KeyValueStore(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         arch = self.arch
+        m.submodules.multiply = multiply = Multiplier(SLOT_BITS, 32)
         store = instruction_layout(isa.StoreKeyValue)(self.command.payload)
         row, head = Signal(range(arch.rows + 1)), Signal(HEAD_BITS + 1)
-        here = Signal(row_layout(arch))
+        position, place = Signal(POSITION_BITS), Signal(SLOT_BITS + _TOKENS)
+        placed, pages = Signal(), Signal.like(self.entry)
         first, stop, unit = (Signal(UNIT_BITS + 1, name=name) for name in ("first", "stop", "unit"))
-        page_class = (here.position >> _TOKENS)[:ceil_log2(PAGE_CLASSES)]
+        page_class = position[_TOKENS:][:ceil_log2(PAGE_CLASSES)]
         leaf = Array(Const(leaf, ceil_log2(PAGE_CLASSES)) for leaf in _LEAF_OF_CLASS)[page_class]
-        slot, token = Signal(SLOT_BITS), Signal(_TOKENS)
-        piece = Signal(3)
-        is_value, part = Signal(), Signal(6)
+        token = Signal(_TOKENS)
+        piece, last_part = Signal(3), Signal(6)
+        is_value, part, sends_scale = Signal(), Signal(6), Signal()
+        here = Array(self.table)[row]
         m.d.comb += [
-            here.eq(Array(self.table)[row]),
             unit.eq((head << ceil_log2(PAGE_CLASSES)) + leaf),
-            self.entry.eq(here.pages + (here.position >> _TOKENS)),
-            slot.eq(Mux(here.placed, here.place >> _TOKENS, self.slot)),
-            token.eq(Mux(here.placed, here.place, here.position)),
+            self.entry.eq(pages + (position >> _TOKENS)),
+            token.eq(Mux(placed, place, position)),
+            multiply.a.eq(Mux(placed, place >> _TOKENS, self.slot)),
+            multiply.b.eq(self.slot_words),
         ]
         page_words = SCALE_BYTES // WORD_BYTES + store.head_dim * (2 * PAGE_TOKENS // WORD_BYTES)
-        in_slot, in_lane = Signal(32), Signal(32)
+        in_lane, index = Signal(32), Signal(UNIT_BITS)  # where pages of a (head, class) begin
         page, offset, address = Signal(ADDRESS_BITS), Signal(20), Signal(ADDRESS_BITS)
-        codes = Signal(range(arch.activation_elements))
-        source = (Mux(is_value, store.value, store.key) << ceil_log2(BLOCK)) \
-            + head * store.head_dim
+        codes, of_head = (Signal(range(arch.activation_elements), name=name)
+                          for name in ("codes", "of_head"))
+        along = part << piece
+        source = Signal.like(codes)
+        m.d.comb += source.eq((Mux(is_value, store.value, store.key) << _BLOCK) + of_head)
         beat_bits = ceil_log2(arch.beat_bytes)
-        sends_scale = Signal()
         taken, scale = Signal(8 * arch.beat_bytes), Signal(32)
         wait = Signal(range(READ_LATENCY + 1))
         sent_address, sent_data = Signal(), Signal()
         m.d.comb += [
-            codes.eq(source + (part << piece)),
-            self.row.eq(row), self.word.eq(codes >> beat_bits), self.block.eq(source >> 4),
-            offset.eq(Mux(
-                sends_scale,
-                (token << 2) + Mux(is_value, SCALE_BYTES // 2, 0),
-                SCALE_BYTES + token * store.head_dim + (part << piece)
-                + Mux(is_value, store.head_dim * PAGE_TOKENS, 0))),
+            self.row.eq(row), self.word.eq(codes >> beat_bits),
             self.requests.payload.address.eq(
                 Cat(Const(0, beat_bits), address[beat_bits:])),
             self.requests.payload.beats.eq(1),
         ]
-        at = address[:beat_bits]
-        strobe = Mux(sends_scale, 0xF, Cat((1 << piece) > byte for byte in range(arch.beat_bytes)))
-        # A piece lies at a multiple of its size: repeated, it is where the strobe wants it.
-        pieces = [taken[:8 << log2].replicate(arch.beat_bytes >> log2)
-                  for log2 in range(ceil_log2(BLOCK), beat_bits + 1)]
-        content = Mux(sends_scale, scale.replicate(arch.beat_bytes // 4),
-                      Array(pieces)[(piece - ceil_log2(BLOCK))[:max(1, ceil_log2(len(pieces)))]])
-        m.d.comb += [
-            self.beats.payload.strobe.eq(strobe << at),
-            self.beats.payload.data.eq(content),
+        m.d.sync += [  # a clock after what they are made of
+            codes.eq(source + along), self.block.eq(source >> _BLOCK),
+            offset.eq(Mux(
+                sends_scale,
+                (token << 2) + Mux(is_value, SCALE_BYTES // 2, 0),
+                SCALE_BYTES + token * store.head_dim + along
+                + Mux(is_value, store.head_dim * PAGE_TOKENS, 0))),
+            last_part.eq((store.head_dim >> piece) - 1),
         ]
+        block, content = Signal(range(arch.beat_bytes // BLOCK)), self.beats.payload.data
+        fresh = self._block(m, taken, codes[_BLOCK:beat_bits], block, piece)
+        m.d.comb += self.beats.payload.strobe.eq(
+            self._strobe(address[:beat_bits], sends_scale, piece))
+        begins, stops = first_units(arch, self.lane, store.kv_heads)
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += [
-                    first.eq(first_unit(arch, self.lane, store.kv_heads)),
-                    stop.eq(first_unit(arch, self.lane + 1, store.kv_heads)),
-                    row.eq(0), head.eq(0), piece.eq(largest_piece(store.head_dim, arch.beat_bytes)),
-                ]
+                m.d.sync += [first.eq(begins), stop.eq(stops), row.eq(0),
+                             piece.eq(largest_piece(store.head_dim, arch.beat_bytes))]
                 with m.If(self.command.valid):
-                    m.next = "unit"
-            with m.State("unit"):
-                m.d.sync += [is_value.eq(0), part.eq(0), sends_scale.eq(1)]
+                    m.next = "row"
+            with m.State("row"):
+                m.d.sync += [position.eq(here.position), place.eq(here.place),
+                             placed.eq(here.placed), pages.eq(here.pages),
+                             head.eq(0), of_head.eq(0), index.eq(0), in_lane.eq(store.offset)]
+                m.next = "look up"
                 with m.If(row == self.rows):
                     m.next = "finish"
-                with m.Elif(head == store.kv_heads):
-                    m.d.sync += [head.eq(0), row.eq(row + 1)]
-                with m.Elif((unit < first) | (unit >= stop)):
-                    m.d.sync += head.eq(head + 1)
-                with m.Else():
-                    m.next = "look up"
             with m.State("look up"):
-                m.d.sync += in_lane.eq(store.offset + (unit - first) * page_words)
                 m.next = "place"
             with m.State("place"):
-                m.d.sync += in_slot.eq(slot * self.slot_words)
-                m.next = "address"
-            with m.State("address"):
-                words = (in_slot + in_lane)[:32]
-                m.d.sync += page.eq(self.base + Cat(Const(0, _WORD), words))
+                m.d.comb += multiply.start.eq(1)
+                m.next = "unit"
+            with m.State("unit"):
+                m.d.sync += [is_value.eq(0), part.eq(0), sends_scale.eq(1)]
+                with m.If(head == store.kv_heads):
+                    m.d.sync += row.eq(row + 1)
+                    m.next = "row"
+                with m.Elif((unit < first) | (unit >= stop)):
+                    m.d.sync += [head.eq(head + 1), of_head.eq(of_head + store.head_dim)]
+                with m.Elif(index != unit - first):
+                    m.d.sync += [index.eq(index + 1), in_lane.eq(in_lane + page_words)]
+                with m.Elif(~multiply.busy):
+                    words = (multiply.total + in_lane)[:32]
+                    m.d.sync += page.eq(self.base + Cat(Const(0, _WORD), words))
+                    m.next = "next"
+            with m.State("next"):
                 m.next = "read"
             with m.State("read"):
                 m.d.comb += self.reads.eq(1)
-                m.d.sync += wait.eq(READ_LATENCY)
+                m.d.sync += [wait.eq(READ_LATENCY), address.eq(page + offset)]
                 with m.If(self.granted):
                     m.next = "arrive"
             with m.State("arrive"):
-                m.d.sync += [wait.eq(wait - 1), address.eq(page + offset)]
+                m.d.sync += wait.eq(wait - 1)
                 with m.If(wait == 1):
-                    turn = codes[ceil_log2(BLOCK):beat_bits]
-                    turned = window(m, self.codes, turn, len(taken), 8 * BLOCK)
-                    m.d.sync += [taken.eq(turned), scale.eq(self.scale),
+                    m.d.sync += [taken.eq(self.codes), scale.eq(self.scale), block.eq(0),
                                  sent_address.eq(0), sent_data.eq(0)]
+                    m.next = "fill"
+            with m.State("fill"):
+                fresh = Mux(sends_scale, scale.replicate(BLOCK // 4), fresh)
+                m.d.sync += [content.eq(Cat(content, fresh)[8 * BLOCK:]), block.eq(block + 1)]
+                with m.If(block == arch.beat_bytes // BLOCK - 1):
                     m.next = "send"
             with m.State("send"):
                 m.d.comb += [self.requests.valid.eq(~sent_address), self.beats.valid.eq(~sent_data)]
@@ -165,13 +175,13 @@ class KeyValueStore(wiring.Component):
                     sent_data.eq(sent_data | self.beats.ready),
                 ]
                 with m.If((sent_address | self.requests.ready) & (sent_data | self.beats.ready)):
-                    m.next = "read"
+                    m.next = "next"
                     with m.If(sends_scale):
                         m.d.sync += sends_scale.eq(0)
-                    with m.Elif((part + 1) << piece == store.head_dim):
+                    with m.Elif(part == last_part):
                         m.d.sync += [part.eq(0), is_value.eq(1), sends_scale.eq(1)]
                         with m.If(is_value):
-                            m.d.sync += head.eq(head + 1)
+                            m.d.sync += [head.eq(head + 1), of_head.eq(of_head + store.head_dim)]
                             m.next = "unit"
                     with m.Else():
                         m.d.sync += part.eq(part + 1)
@@ -179,3 +189,24 @@ class KeyValueStore(wiring.Component):
                 m.d.comb += self.command.ready.eq(1)
                 m.next = "idle"
         return m
+
+    def _block(self, m, word, at, block, piece):
+        """Return a block of the beat: the piece at block ``at``, over and over.
+
+        A piece lies at a multiple of its size: repeated, it is where the strobe wants it.
+        """
+        if not len(at):
+            return word
+        blocks = Array(word[8 * BLOCK * b:8 * BLOCK * (b + 1)] for b in range(1 << len(at)))
+        source = Cat(Mux(piece > _BLOCK + bit, block[bit], at[bit]) for bit in range(len(at)))
+        return blocks[source]
+
+    def _strobe(self, at, sends_scale, piece):
+        """Return which bytes of a beat a scale or a piece at byte ``at`` is."""
+        words = []
+        for word in range(self.arch.beat_bytes // 4):
+            apart = (word >> 2) ^ at[_BLOCK:]
+            own = Cat(Mux(piece > _BLOCK + bit, 0, different)
+                      for bit, different in enumerate(apart[:len(at) - _BLOCK]))
+            words.append(Mux(sends_scale, at[2:] == word, ~own.any()).replicate(4))
+        return Cat(words)

@@ -15,7 +15,7 @@ from alula.hw.step import row_bits
 
 SUM_BITS = 23  # of eight-bit weights times codes: below 64 * 255 * 127
 LEVELS = ceil_log2(PAGE_CLASSES)
-AT_ONCE = 4  # values of a word: so a page is merged in less time than it takes to read
+AT_ONCE = 2  # values of a word: so a page is merged in less time than it takes to read
 _LOG = ceil_log2(AT_ONCE)
 REGIONS = LEVELS + 1  # partials that wait for their sibling, and the one being made
 SHIFT_BITS = 10  # of a power of two by which a partial is scaled down; clipped
@@ -39,6 +39,7 @@ def job_layout(arch):
         "chunk": 5,  # which run of values
         "fresh": 1,  # the first page of its class
         "final": 1,  # the last chunk of a query
+        "zero": 1,  # no token counts: whatever the sums are, they are 0
         "unit_end": 1,  # the last chunk of a (head, class)
         "head": HEAD_BITS,  # of the keys
         "leaf": LEVELS, "low": LEVELS, "high": LEVELS,  # as in the walk's items
@@ -102,114 +103,57 @@ class LaneMerge(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         arch = self.arch
-        m.submodules.values = values = Ram(
-            shape=32 * AT_ONCE, depth=REGIONS * arch.attention_elements // AT_ONCE)
-        state = data.StructLayout({"peak": signed(PEAK_BITS), "total": 32})
-        m.submodules.states = states = Ram(
-            shape=state, depth=REGIONS * arch.attention_queries)
-        read, write = values.read_port(), values.write_port()
-        mine, theirs = states.read_port(domain="comb"), states.read_port(domain="comb")
-        renewed = states.write_port()
         job = self.jobs.payload
-        words = arch.attention_elements // AT_ONCE  # of a region
-        size = Signal(8)  # words of a query's values
-        m.d.comb += size.eq(self.head_dim >> _LOG)
-
         waiting = Array(Signal(data.StructLayout({"level": 2, "node": LEVELS}), name=f"waits_{at}")
                         for at in range(REGIONS))
         depth = Signal(range(REGIONS + 1))
         level, node = Signal(range(LEVELS + 1)), Signal(LEVELS)
         query, row, head = (Signal(range(arch.attention_queries + 1)),
                             Signal(range(arch.rows + 1)), Signal(range(arch.attention_queries + 1)))
-        at, second = Signal(10), Signal()
-        is_node, is_emit = Signal(), Signal()
-        region = Signal(range(REGIONS))
-        total_turn = Signal()  # the turn after the values is that of the total
-        base = Signal(range(words))  # of the query's values
-        new_peak, powers = shifts(m, Mux(~is_node & job.fresh, EMPTY, mine.data.peak),
-                                  Mux(is_node, theirs.data.peak, job.stats.peak))
-        m.d.comb += [
-            region.eq(Mux(is_node, depth - 1, depth)),
-            mine.addr.eq(region * arch.attention_queries + query),
-            theirs.addr.eq(depth * arch.attention_queries + query),
-            base.eq(query * size),
-        ]
+        is_node, total_turn, issue = Signal(), Signal(), Signal()
+        size, at, left = Signal(8), Signal(8), Signal(8)  # words: a query's, the next, after it
+        base = Signal(range(arch.attention_elements // AT_ONCE))  # of the query's words
+        index = Signal(range(arch.beat_bytes // AT_ONCE))  # of the next sums
+        chunk_words = Signal(8)
+        m.d.sync += [size.eq(self.head_dim >> _LOG), chunk_words.eq((1 << self.piece) >> _LOG)]
+        store = _Store(m, arch, depth, is_node)
+        m.d.comb += [store.word.eq(base + at), store.query.eq(query)]
+        end = self._arithmetic(m, store, is_node, total_turn, issue, index, left == 0)
 
-        # Turns: one a word for a page; two for a merge, whose second operand is read first.
-        issue = Signal()
-        start = Signal(10)
-        m.d.comb += start.eq(Mux(is_node | is_emit, 0, (job.chunk << self.piece) >> _LOG))
-        source = Mux(is_node & ~second, depth, region)
-        m.d.comb += read.addr.eq(source * words + base + at)
-        held = Signal(32 * AT_ONCE)
-        m.d.sync += held.eq(read.data)
-        p = Pipe(m)
-        # In a register, and steady from the first turn's clock to the end of the query.
-        steady = [Signal.like(part, name="steady") for part in (new_peak, *powers)]
-        m.d.sync += [now.eq(part) for now, part in zip(steady, (new_peak, *powers), strict=True)]
-        new_peak, *powers = (p.input(part, stage=1) for part in steady)
-        counts = p.input(issue & (second | ~is_node) & ~is_emit, reset=True)
-        place = p.input(region * words + base + at)
-        is_total = p.input(total_turn)
-        node_now = p.input(is_node)
-        old_total = p.input(mine.data.total)
-        other_total = p.input(Mux(is_node, theirs.data.total, job.stats.total))
-        fresh = p.input(~is_node & job.fresh)
-        numbers = Array(Cat(self.sums[first:first + AT_ONCE])
-                        for first in range(0, arch.beat_bytes, AT_ONCE))[at - start]
-        results = []
-        for lane in range(AT_ONCE):
-            number = p.apply(lambda v: v.as_signed(), p.input(
-                numbers[SUM_BITS * lane:SUM_BITS * (lane + 1)]))
-            page = p.mul(fp.from_int(p, number), p.input(job.stats.back))
-            # Values of the memory come a clock after their turn.
-            old = p.input(read.data.word_select(lane, 32), stage=1)
-            other = p.mux(node_now, p.input(held.word_select(lane, 32), stage=1), page)
-            if lane == 0:
-                old, other = p.mux(is_total, old_total, old), p.mux(is_total, other_total, other)
-            results.append(p.add(rescale(p, p.mux(fresh, p.const(0), old), powers[0]),
-                                 rescale(p, other, powers[1])))
-        end = p.stage(*results)
-        results = [p.at(result, end) for result in results]
-        out, out_total = p.at(counts, end), p.at(is_total, end)
-        m.d.comb += [
-            write.addr.eq(p.at(place, end)), write.data.eq(Cat(results)),
-            write.en.eq(out & ~out_total),
-            renewed.addr.eq(mine.addr), renewed.data.peak.eq(new_peak.signal),
-            renewed.data.total.eq(results[0]),
-            renewed.en.eq(out & out_total),
-        ]
-        wait = Signal(range(end + 2))
-        last_value = Signal(10)
-        m.d.comb += last_value.eq(Mux(is_node | is_emit, size,
-                                      start + ((1 << self.piece) >> _LOG)) - 1)
-        next_query = Signal()
+        # What the next pass reads is written in time if it begins that long after this one began.
+        wait = Signal(range(end + 3))
+        m.d.sync += wait.eq(wait - (wait != 0))
+        with m.If(issue & ~total_turn):
+            m.d.sync += [at.eq(at + 1), index.eq(index + 1), left.eq(left - 1)]
+        next_query, last_query = Signal(), Signal()
+        m.d.comb += last_query.eq((row + 1 == self.rows) & (head + 1 == self.ratio))
+        begin_query = [at.eq(0), left.eq(size - 1)]
         with m.FSM():
             with m.State("idle"):
-                m.d.comb += self.idle.eq(~self.jobs.valid)
-                m.d.sync += [at.eq((job.chunk << self.piece) >> _LOG), query.eq(job.query),
-                             second.eq(1)]
-                with m.If(self.jobs.valid):
+                m.d.comb += self.idle.eq(~self.jobs.valid & (wait == 0))
+                m.d.sync += [at.eq((job.chunk << self.piece) >> _LOG), index.eq(0),
+                             left.eq(chunk_words - 1), query.eq(job.query),
+                             base.eq(job.query * size)]
+                with m.If(self.jobs.valid & (wait == 0)):
+                    m.d.sync += wait.eq(end + 2)
                     m.next = "page"
+                    with m.If(job.final):
+                        m.next = "page total"
+            with m.State("page total"):
+                m.d.comb += [issue.eq(1), total_turn.eq(1)]
+                m.next = "page"
             with m.State("page"):
                 m.d.comb += issue.eq(1)
-                m.d.sync += at.eq(at + 1)
-                with m.If(at == last_value):
-                    m.next = "page total"
-            with m.State("page total"):
-                m.d.comb += [issue.eq(job.final), total_turn.eq(1)]
-                m.d.sync += wait.eq(end + 1)
-                m.next = "page drain"
-            with m.State("page drain"):
-                m.d.sync += [wait.eq(wait - 1), level.eq(0), node.eq(job.leaf)]
-                with m.If(wait == 0):
-                    with m.If(job.unit_end):
-                        m.next = "resolve"
-                    with m.Else():
-                        m.d.comb += self.jobs.ready.eq(1)
-                        m.next = "idle"
+                with m.If(left == 0):
+                    m.next = "page end"
+            with m.State("page end"):
+                m.d.sync += [level.eq(0), node.eq(job.leaf)]
+                m.next = "resolve"
+                with m.If(~job.unit_end):
+                    m.d.comb += self.jobs.ready.eq(1)
+                    m.next = "idle"
             with m.State("resolve"):
-                m.d.sync += [at.eq(0), query.eq(0), row.eq(0), head.eq(0)]
+                m.d.sync += [*begin_query, base.eq(0), query.eq(0), row.eq(0), head.eq(0)]
                 sibling = Signal(LEVELS)
                 m.d.comb += sibling.eq(node ^ 1)
                 first = Signal(LEVELS + 1)
@@ -218,7 +162,7 @@ class LaneMerge(wiring.Component):
                              final.eq((sibling << level) + (1 << level) - 1)]
                 leaves = Cat((first <= leaf) & (final >= leaf) & (number <= self.top)
                              for leaf, number in enumerate(layout.CLASS_ORDER))
-                below = waiting[(depth - 1)[:len(region)]]
+                below = waiting[(depth - 1)[:REGIONS.bit_length() - 1]]
                 joins = (depth != 0) & (below.level == level) & (below.node == sibling)
                 comes = (sibling > node) & (first >= job.low) & (final <= job.high)
                 absent, joined, coming = Signal(), Signal(), Signal()
@@ -231,8 +175,10 @@ class LaneMerge(wiring.Component):
                 with m.If(absent):
                     m.d.sync += [level.eq(level + 1), node.eq(node >> 1)]
                 with m.Elif(joined):
-                    m.next = "node"
-                    m.d.sync += second.eq(0)
+                    m.next = "decide"
+                    with m.If(wait == 0):
+                        m.d.sync += wait.eq(end + 2)
+                        m.next = "node total"
                 with m.Elif(coming):
                     m.d.sync += [waiting[depth].level.eq(level), waiting[depth].node.eq(node),
                                  depth.eq(depth + 1)]
@@ -240,74 +186,170 @@ class LaneMerge(wiring.Component):
                     m.next = "idle"
                 with m.Else():
                     m.next = "emit"
-            with m.State("node"):
-                m.d.comb += [is_node.eq(1), issue.eq(1)]
-                m.d.sync += second.eq(~second)
-                with m.If(second):
-                    m.d.sync += at.eq(at + 1)
-                    with m.If(at == last_value):
-                        m.next = "node total"
             with m.State("node total"):
                 m.d.comb += [is_node.eq(1), issue.eq(1), total_turn.eq(1)]
-                m.d.sync += [wait.eq(end + 1)]
-                # A total's turn has no first half.
-                m.d.sync += second.eq(1)
-                with m.If(second):
-                    m.next = "node drain"
-            with m.State("node drain"):
-                m.d.comb += is_node.eq(1)
-                m.d.sync += [wait.eq(wait - 1), at.eq(0)]
-                with m.If(wait == 0):
+                m.next = "node"
+            with m.State("node"):
+                m.d.comb += [is_node.eq(1), issue.eq(1)]
+                with m.If(left == 0):
                     m.d.comb += next_query.eq(1)
-                    m.d.sync += second.eq(0)
-                    m.next = "node"
-                    with m.If((row + 1 == self.rows) & (head + 1 == self.ratio)):
-                        m.d.sync += [depth.eq(depth - 1), level.eq(level + 1), node.eq(node >> 1)]
-                        m.next = "resolve"
-            self._emit(m, read, mine, is_emit, at, query, row, head, level, node, job, next_query)
+                    m.d.sync += begin_query
+                    m.next = "node total"
+                    with m.If(last_query):
+                        m.next = "node end"
+            with m.State("node end"):
+                m.d.comb += is_node.eq(1)
+                m.d.sync += [depth.eq(depth - 1), level.eq(level + 1), node.eq(node >> 1)]
+                m.next = "resolve"
+            self._emit(m, store, wait, at, row, head, level, node, next_query, last_query)
         with m.If(next_query):
-            m.d.sync += [query.eq(query + 1), head.eq(head + 1)]
+            m.d.sync += [query.eq(query + 1), head.eq(head + 1), base.eq(base + size)]
             with m.If(head + 1 == self.ratio):
                 m.d.sync += [head.eq(0), row.eq(row + 1)]
         return m
 
-    def _emit(self, m, read, mine, is_emit, at, query, row, head, level, node, job, next_query):
+    def _arithmetic(self, m, store, is_node, total_turn, issue, index, last):
+        """Merge a word, or a query's totals; return the clocks from a turn to what it writes.
+
+        The new peak is kept at a query's last turn: the others use the old one.
+        """
+        job = self.jobs.payload
+        p = Pipe(m)
+        # A clock after the turn there is what was kept, after two the new peak.
+        node_now, fresh = p.input(is_node), p.input(~is_node & job.fresh)
+        node_then = p.at(node_now, 1)
+        peak, powers = shifts(m, Mux(p.at(fresh, 1), EMPTY, store.mine_peak),
+                              Mux(node_then, store.other_peak, p.at(p.input(job.stats.peak), 1)))
+        peak, *powers = (p.apply(lambda part: part, p.input(part, stage=1))
+                         for part in (peak, *powers))
+        is_total = p.input(total_turn)
+        valid = p.input(issue, reset=True)
+        old_total = p.input(store.mine_total, stage=1)
+        other_total = p.mux(node_now, p.input(store.other_total, stage=1),
+                            p.input(job.stats.total))
+        numbers = Array(Cat(self.sums[first:first + AT_ONCE])
+                        for first in range(0, self.arch.beat_bytes, AT_ONCE))[index]
+        results = []
+        for lane in range(AT_ONCE):
+            number = p.apply(lambda v, zero: Mux(zero, 0, v).as_signed()[:SUM_BITS].as_signed(),
+                             p.input(numbers[SUM_BITS * lane:SUM_BITS * (lane + 1)]),
+                             p.input(job.zero))
+            page = p.mul(fp.from_int(p, number), p.input(job.stats.back))
+            old = p.input(store.mine.word_select(lane, 32), stage=1)
+            other = p.mux(node_now, p.input(store.other.word_select(lane, 32), stage=1), page)
+            if lane == 0:
+                old, other = p.mux(is_total, old_total, old), p.mux(is_total, other_total, other)
+            results.append(p.add(rescale(p, p.mux(fresh, p.const(0), old), powers[0]),
+                                 rescale(p, other, powers[1])))
+        end = p.stage(*results)
+        ends = issue & last & ~total_turn & (is_node | job.final)
+        out, out_total = p.at(valid, end), p.at(is_total, end)
+        store.write(out & ~out_total, p.at(p.input(store.place), end),
+                    Cat(p.at(result, end) for result in results))
+        store.write_peak(p.at(p.input(ends, reset=True), peak.stage),
+                         p.at(p.input(store.state_place), peak.stage), peak.signal)
+        store.write_total(out & out_total, p.at(p.input(store.state_place), end),
+                          p.at(results[0], end))
+        return end
+
+    def _emit(self, m, store, wait, at, row, head, level, node, next_query, last_query):
         """Send each query's partial: a word with its peak and total, then its values."""
         width = self.arch.vector_width
-        packet = self.packets.payload
+        packet, job = self.packets.payload, self.jobs.payload
         word = Signal(32 * width)
         ready = Signal()
         m.d.comb += [
             packet.row.eq(row), packet.head.eq(job.head * self.ratio + head),
             packet.level.eq(level), packet.node.eq(node),
         ]
-        with m.State("emit"):
-            m.d.comb += [
-                is_emit.eq(1), self.packets.valid.eq(1), packet.first.eq(1),
-                packet.values.eq(Cat(mine.data.peak, mine.data.peak[-1].replicate(32 - PEAK_BITS),
-                                     mine.data.total)),
-            ]
+        peak = store.mine_peak
+        begin = Cat(peak, peak[-1].replicate(32 - PEAK_BITS), store.mine_total)
+        m.d.comb += packet.values.eq(Cat(Mux(packet.first, begin, word[:64]), word[64:]))
+        with m.State("emit"):  # what is kept of the query is being read
             m.d.sync += [at.eq(0), ready.eq(0)]
+            with m.If(wait == 0):
+                m.next = "emit head"
+        with m.State("emit head"):
+            m.d.comb += [self.packets.valid.eq(1), packet.first.eq(1)]
             with m.If(self.packets.ready):
                 m.next = "emit read"
         with m.State("emit read"):
-            m.d.comb += is_emit.eq(1)
             # `ready` lags `at` by the memory's clock.
             m.d.sync += [at.eq(at + 1), ready.eq(1)]
             with m.If(ready):
-                m.d.sync += word.eq(Cat(word, read.data)[32 * AT_ONCE:])
+                m.d.sync += word.eq(Cat(word, store.mine)[32 * AT_ONCE:])
             with m.If(ready & (at[:ceil_log2(width // AT_ONCE)] == 0)):
                 m.d.sync += [at.eq(at), ready.eq(0)]
                 m.next = "emit word"
         with m.State("emit word"):
-            m.d.comb += [is_emit.eq(1), self.packets.valid.eq(1), packet.values.eq(word),
+            m.d.comb += [self.packets.valid.eq(1),
                          packet.last.eq(at == self.head_dim >> _LOG)]
             with m.If(self.packets.ready):
                 m.next = "emit read"
                 with m.If(packet.last):
                     m.d.comb += next_query.eq(1)
-                    m.d.sync += at.eq(0)
                     m.next = "emit"
-                    with m.If((row + 1 == self.rows) & (head + 1 == self.ratio)):
+                    with m.If(last_query):
                         m.d.comb += self.jobs.ready.eq(1)
                         m.next = "idle"
+
+
+class _Store:
+    """Partials of each region: values, peaks and totals; even regions and odd ones apart.
+
+    A node of the tree merges a region with the one before, so both are read in one clock.
+
+    Members
+    -------
+    word, query : what is read, of the region at ``depth`` (other) and the one before (mine), or for
+        a page, of the region at ``depth`` (mine)
+    mine, other, mine_peak, ... : a clock later
+    place, state_place : where the same is written: a bank and its address
+    """
+
+    def __init__(self, m, arch, depth, is_node):
+        self.m = m
+        words = arch.attention_elements // AT_ONCE  # of a region
+        self.word, self.query = Signal(range(words)), Signal(range(arch.attention_queries))
+        half = depth[1]  # a bank has two regions
+        mine_bank = depth[0] ^ is_node
+        halves = (half, half ^ ~depth[0])
+        mine_half = half ^ (is_node & ~depth[0])
+        odd = Signal()  # mine, a clock later
+        m.d.sync += odd.eq(mine_bank)
+        self.place = Cat(mine_bank, (mine_half * words + self.word)[:(2 * words - 1).bit_length()])
+        queries = arch.attention_queries
+        self.state_place = Cat(mine_bank, (mine_half * queries + self.query)[
+            :(2 * queries - 1).bit_length()])
+        self.ports = {}
+        for name, bits, count, at in (("values", 32 * AT_ONCE, words, self.word),
+                                      ("peaks", PEAK_BITS, queries, self.query),
+                                      ("totals", 32, queries, self.query)):
+            read = []
+            for bank in range(2):
+                m.submodules[f"{name}_{bank}"] = store = Ram(shape=bits, depth=2 * count)
+                port = store.read_port()
+                m.d.comb += port.addr.eq(halves[bank] * count + at)
+                read.append(port.data)
+                self.ports[name, bank] = store.write_port()
+            mine, other = Signal(bits, name=f"mine_{name}"), Signal(bits, name=f"other_{name}")
+            m.d.comb += [mine.eq(Mux(odd, read[1], read[0])), other.eq(Mux(odd, read[0], read[1]))]
+            self.__dict__[name] = mine, other
+        self.mine, self.other = self.values
+        self.mine_peak, self.other_peak = (peak.as_signed() for peak in self.peaks)
+        self.mine_total, self.other_total = self.totals
+
+    def _write(self, name, enable, place, value):
+        for bank in range(2):
+            port = self.ports[name, bank]
+            self.m.d.comb += [port.en.eq(enable & (place[0] == bank)), port.addr.eq(place[1:]),
+                              port.data.eq(value)]
+
+    def write(self, enable, place, value):
+        self._write("values", enable, place, value)
+
+    def write_peak(self, enable, place, value):
+        self._write("peaks", enable, place, value)
+
+    def write_total(self, enable, place, value):
+        self._write("totals", enable, place, value)

@@ -1,18 +1,19 @@
 """From the scores of a page to its softmax weights: eight-bit codes, a peak, a sum and a scale."""
 
 import numpy as np
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import fp, functions, numerics
+from alula.hw import fp, numerics
+from alula.hw.attention.exponent import Inverse, exp2
 from alula.hw.attention.fetch import LAG
 from alula.hw.numerics import PAGE_TOKENS, SOFTMAX_BITS, SOFTMAX_MAX
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
 
-DOT_BITS = 26  # of a query with a key: below 511 * 127 * 127
+DOT_BITS = 24  # of a query with a key: below 511 * 127 * 127
 PEAK_BITS = 26  # a peak is an integer from -2**24 to 2**24
 PLACES = LAG + 1  # pages whose codes are kept
 FLIGHT = 4  # queries under way
@@ -45,105 +46,103 @@ STATS = data.StructLayout({"peak": signed(PEAK_BITS), "total": 32, "back": 32})
 class TreeSum(wiring.Component):
     """Add ``PAGE_TOKENS`` numbers: those half the count apart, then half as far, down to 1.
 
+    None is negative.
+
     Members
     -------
     number : ``In``
-        A number of a bank, when ``valid``.
-    start, bank
-        Add up a bank, all whose numbers were written in clocks before.
+        Numbers in order, not one right after the other, when ``valid``.
     done, total
-        ``total`` holds until the next.
+        A pulse after the last; ``total`` holds until the next.
     """
 
     def __init__(self):
         super().__init__({
-            "number": In(data.StructLayout({
-                "valid": 1, "bank": _BANK, "token": _TOKEN, "value": 32})),
-            "start": In(1), "bank": In(_BANK),
+            "number": In(data.StructLayout({"valid": 1, "token": _TOKEN, "value": 32})),
             "done": Out(1), "total": Out(32),
         })
 
     def elaborate(self, platform):
         m = Module()
         half = PAGE_TOKENS // 2
-        m.submodules.low = low = Ram(shape=32, depth=FLIGHT * half)
-        m.submodules.high = high = Ram(shape=32, depth=FLIGHT * half)
-        m.submodules.sums = sums = Ram(shape=32, depth=half)
-        for store, upper in ((low, 0), (high, 1)):
-            port = store.write_port()
-            m.d.comb += [port.addr.eq(Cat(self.number.token[:-1], self.number.bank)),
-                         port.data.eq(self.number.value),
-                         port.en.eq(self.number.valid & (self.number.token[-1] == upper))]
-        first, second = low.read_port(domain="comb"), high.read_port(domain="comb")
-        third, fourth = sums.read_port(domain="comb"), sums.read_port(domain="comb")
-        kept = sums.write_port()
-        distance = Signal(range(half + 1))  # between the two numbers of a sum
-        at, wait = Signal(range(half)), Signal(range(fp.ADD_LATENCY + 2))
-        bank, leaf, issued = Signal(_BANK), Signal(), Signal()
+        # Sums of the next numbers come before the last ones are done: two sets of them.
+        m.submodules.low = low = Ram(shape=32, depth=half)
+        m.submodules.sums = sums = Ram(shape=32, depth=2 * half)
+        early, kept = low.write_port(), sums.write_port()
+        first = low.read_port(domain="comb")
+        second, third = sums.read_port(domain="comb"), sums.read_port(domain="comb")
+        number, upper = self.number, self.number.token[-1]
+        distance = Signal(range(half))  # between the two numbers of a sum
+        at, wait = Signal(range(half)), Signal(range(fp.ADD_LATENCY + 3))
+        leaf, wanted, bank = Signal(), Signal(), Signal()
         m.d.comb += [
-            leaf.eq(distance == half),
-            first.addr.eq(Cat(at, bank)), second.addr.eq(Cat(at, bank)),
-            third.addr.eq(at), fourth.addr.eq(at + distance),
+            early.addr.eq(number.token), early.data.eq(number.value),
+            early.en.eq(number.valid & ~upper),
+            leaf.eq(number.valid & upper),
+            first.addr.eq(number.token), second.addr.eq(Cat(at, ~bank)),
+            third.addr.eq(Cat((at + distance)[:len(at)], ~bank)),
         ]
         p = Pipe(m)
-        left = p.apply(lambda *v: Mux(v[0], v[1], v[2]), p.input(leaf), p.input(first.data),
-                       p.input(third.data))
-        right = p.apply(lambda *v: Mux(v[0], v[1], v[2]), p.input(leaf), p.input(second.data),
-                        p.input(fourth.data))
-        total = p.add(left, right)
+        left, right = (p.apply(Mux, p.input(leaf), p.input(fresh), p.input(old)) for fresh, old in (
+            (first.data, second.data), (number.value, third.data)))
+        total = fp.add(p, p.absolute(left), p.absolute(right), positive=True)
+        place = Mux(leaf, Cat(number.token[:-1], bank), Cat(at, ~bank))
         m.d.comb += [
-            kept.addr.eq(p.at(p.input(at), total.stage)),
-            kept.data.eq(total.signal),
-            kept.en.eq(p.at(p.input(issued, reset=True), total.stage)),
+            kept.addr.eq(p.at(p.input(place), total.stage)), kept.data.eq(total.signal),
+            kept.en.eq(p.at(p.input(leaf | wanted, reset=True), total.stage)),
         ]
+        m.d.sync += self.done.eq(0)
+        with m.If(leaf & number.token.all()):
+            m.d.sync += bank.eq(~bank)
         with m.FSM():
-            with m.State("idle"):
-                m.d.sync += [at.eq(0), distance.eq(half), bank.eq(self.bank)]
-                with m.If(self.start):
-                    m.next = "issue"
-            with m.State("issue"):
-                m.d.comb += issued.eq(1)
-                m.d.sync += [at.eq(at + 1), wait.eq(total.stage)]
-                with m.If(at + 1 == distance):
+            with m.State("leaves"):
+                m.d.sync += [distance.eq(half // 2), at.eq(0), wait.eq(total.stage)]
+                with m.If(leaf & number.token.all()):
                     m.next = "wait"
+            with m.State("sums"):
+                m.d.comb += wanted.eq(~leaf)
+                with m.If(wanted):
+                    m.d.sync += [at.eq(at + 1), wait.eq(total.stage)]
+                    with m.If(at + 1 == distance):
+                        m.d.sync += distance.eq(distance >> 1)
+                        m.next = "wait"
             with m.State("wait"):
                 m.d.sync += [wait.eq(wait - 1), at.eq(0)]
                 with m.If(wait == 0):
-                    m.d.sync += distance.eq(distance >> 1)
-                    m.next = "issue"
-                    with m.If(distance == 1):
-                        m.d.sync += self.total.eq(third.data)
-                        m.d.sync += self.done.eq(1)
-                        m.next = "idle"
-        with m.If(self.done):
-            m.d.sync += self.done.eq(0)
+                    m.next = "sums"
+                    with m.If(distance == 0):
+                        m.d.sync += [self.total.eq(second.data), self.done.eq(1)]
+                        m.next = "leaves"
         return m
 
 
 def _ceiling(p, x):
-    """Return ``ceil(x)`` within ``EMPTY`` and ``-EMPTY`` as an integer; NaN gives 0."""
-    bits = (-EMPTY).bit_length() - 1  # magnitudes from 2**bits on are clipped
+    """Return ``ceil(x)``, at most ``-EMPTY``, as a number and an integer; NaN stays, and gives 0.
+
+    ``x`` is ``EMPTY`` or more, or NaN. Of what is below 1 no zero comes out negative.
+    """
+    bits = (-EMPTY).bit_length() - 1
 
     def split(x):
         view = fp.as_float(x)
-        small = view.exponent < fp.BIAS
-        large = view.exponent >= fp.BIAS + bits
-        shift = (fp.BIAS + bits - 1 - view.exponent)[:5]
-        significand = Cat(view.fraction, ~fp.is_zero(x))
-        whole = Signal(24)
-        p.m.d.comb += whole.eq(significand >> shift)
-        rest = (significand & ~(((1 << 24) - 1) << shift)[:24]).any()
-        return (Mux(small, 0, whole), Mux(small, ~fp.is_zero(x), rest), large, view.sign,
-                fp.is_nan(x))
+        below = Const((1 << 23) - 1, 23) >> (view.exponent - fp.BIAS)[:5]  # the point
+        return view.exponent < fp.BIAS, view.exponent >= fp.BIAS + bits, below
+    small, large, below = p.apply(split, x)
 
-    parts = p.apply(split, x)
+    def up(x, small, large, below):
+        view = fp.as_float(x)
+        size = (x[:31] + Mux(view.sign, 0, below))[:31] & ~Cat(below, Const(0, 8))
+        one = Mux(~view.sign & ~fp.is_zero(x), fp.constant(1), 0)
+        size = Mux(large, fp.constant(-EMPTY), size)
+        return Mux(fp.is_nan(x), fp.NAN, Mux(small, one, Cat(size[:31], view.sign)))
+    number = p.apply(up, x, small, large, below, shape=32)
 
-    def join(whole, rest, large, sign, nan):
-        size = Mux(large, 1 << bits, whole)
-        result = Mux(sign, -size, size + (rest & ~large))
-        return Mux(nan, 0, result)
-
-    return p.apply(join, *parts, shape=signed(PEAK_BITS))
+    def whole(number):
+        view = fp.as_float(number)
+        size = Cat(view.fraction, ~fp.is_zero(number)) >> (fp.BIAS + 23 - view.exponent)[:5]
+        size = Mux(view.exponent >= fp.BIAS + bits, 1 << bits, size)
+        return Mux(fp.is_nan(number), 0, Mux(view.sign, -size, size))
+    return number, p.apply(whole, number, shape=signed(PEAK_BITS))
 
 
 class Softmax(wiring.Component):
@@ -155,8 +154,9 @@ class Softmax(wiring.Component):
         Before its first score. Not ready while ``FLIGHT`` queries are under way.
     score : ``In(SCORE)``
         Scores of the queries in order. No backpressure.
-    finished : ``Out(count_bits)``
-        Queries whose codes and statistics can be read, since reset, modulo.
+    begun, finished : ``Out(count_bits)``
+        Queries whose codes can be read, the first now and one more each clock, and those whose
+        statistics can be read, too; since reset, modulo.
     place, code_query, token : ``In``; code : ``Out``
     place, query : ``In``; stats : ``Out``
         A clock after their address.
@@ -167,7 +167,7 @@ class Softmax(wiring.Component):
         super().__init__({
             "queries": In(stream.Signature(query_layout(arch))),
             "score": In(SCORE),
-            "finished": Out(count_bits(arch)),
+            "begun": Out(count_bits(arch)), "finished": Out(count_bits(arch)),
             "place": In(range(PLACES)), "query": In(range(arch.attention_queries)),
             "code_query": In(range(arch.attention_queries)), "token": In(_TOKEN),
             "code": Out(SOFTMAX_BITS), "stats": Out(STATS),
@@ -241,52 +241,51 @@ class Softmax(wiring.Component):
         return largest
 
     def _weigh(self, m, known, scored, weighed, banks, largest):
-        """Weights, and their product with the values' scales; return largest product and peaks."""
+        """Weights, and their product with the values' scales; return largest product and peaks.
+
+        A token every other clock.
+        """
         query, top = known.read_port(domain="comb"), largest.read_port(domain="comb")
-        scores = banks["scores"].read_port(domain="comb")
-        scales = banks["value_scales"].read_port(domain="comb")
-        token, issuing, wait = Signal(_TOKEN), Signal(), Signal(range(16))
-        bank = weighing = Signal(_BANK)
-        m.d.comb += [query.addr.eq(bank), top.addr.eq(bank),
-                     scores.addr.eq(Cat(token, bank)), scales.addr.eq(Cat(token, bank))]
-        scalar = Pipe(m)
-        peak = _ceiling(scalar, scalar.input(top.data))
-        as_number = scalar.mux(scalar.input(fp.is_nan(top.data)), scalar.input(top.data),
-                               fp.from_int(scalar, peak))
-        peak_now, number = Signal(signed(PEAK_BITS)), Signal(32)
+        scores, scales = banks["scores"].read_port(), banks["value_scales"].read_port()
+        token, wait = Signal(_TOKEN), Signal(range(4))
+        turn, running, issuing = Signal(), Signal(), Signal()
         issued = Signal.like(self.finished)
-        m.d.comb += weighing.eq(issued)
+        bank = issued[:_BANK]
+        m.d.sync += turn.eq(~turn)
+        m.d.comb += [query.addr.eq(bank), top.addr.eq(bank), issuing.eq(running & ~turn),
+                     scores.addr.eq(Cat(token, bank))]
+        scalar = Pipe(m)
+        peak, whole = _ceiling(scalar, scalar.input(top.data))
+        number = Signal(32)
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += wait.eq(as_number.stage)
+                m.d.sync += wait.eq(peak.stage)
                 with m.If(issued != scored):
                     m.next = "peak"
             with m.State("peak"):
-                m.d.sync += [wait.eq(wait - 1), token.eq(0), peak_now.eq(peak.signal),
-                             number.eq(as_number.signal)]
+                m.d.sync += [wait.eq(wait - 1), token.eq(0), number.eq(peak.signal)]
                 with m.If(wait == 0):
                     m.next = "issue"
             with m.State("issue"):
-                m.d.comb += issuing.eq(1)
-                m.d.sync += token.eq(token + 1)
-                with m.If(token == PAGE_TOKENS - 1):
-                    m.d.sync += issued.eq(issued + 1)
-                    m.next = "idle"
+                m.d.comb += running.eq(1)
+                with m.If(issuing):
+                    m.d.sync += token.eq(token + 1)
+                    with m.If(token == PAGE_TOKENS - 1):
+                        m.d.sync += issued.eq(issued + 1)
+                        m.next = "idle"
         p = Pipe(m)
-        # One register before the arithmetic: what comes is from memories.
-        kept, x, peak_in, scale, at, valid = p.apply(
-            lambda *v: v, *(p.input(v) for v in (
-                (token >= query.data.low) & (token < query.data.high), scores.data, number,
-                scales.data, Cat(token, bank), issuing)))
-        valid.reset = True
+        kept = p.input((token >= query.data.low) & (token < query.data.high))
+        at, valid = p.input(Cat(token, bank)), p.input(issuing, reset=True)
         zero = p.const(0)
-        weight = p.mux(kept, functions.exp2(p, p.sub(x, peak_in)), zero)
+        x = p.sub(p.input(scores.data, stage=1), p.input(number, stage=1))
+        weight = p.mux(kept, exp2(p, x, turn), zero)
+        m.d.comb += scales.addr.eq(p.at(at, weight.stage - 1))
+        scale = p.input(scales.data, stage=weight.stage)
         scaled = p.mux(kept, p.mul(weight, scale), zero)
         m.submodules.tree = tree = TreeSum()
-        place = p.at(at, weight.stage)
         m.d.comb += [
             tree.number.valid.eq(p.at(valid, weight.stage)),
-            tree.number.token.eq(place[:_TOKEN]), tree.number.bank.eq(place[_TOKEN:]),
+            tree.number.token.eq(p.at(at, weight.stage)[:_TOKEN]),
             tree.number.value.eq(weight.signal),
         ]
         port = banks["scaled"].write_port()
@@ -295,12 +294,12 @@ class Softmax(wiring.Component):
         m.submodules.peaks = peaks = Ram(
             shape=data.StructLayout({"peak": signed(PEAK_BITS), "largest": 32}), depth=FLIGHT)
         result = peaks.write_port()
-        m.submodules.whole = whole = Ram(shape=PEAK_BITS, depth=FLIGHT)
-        held, recalled = whole.write_port(), whole.read_port(domain="comb")
+        m.submodules.whole = wholes = Ram(shape=PEAK_BITS, depth=FLIGHT)
+        held, recalled = wholes.write_port(), wholes.read_port(domain="comb")
         best, so_far = Signal(32), Signal(32)
         last = out & (end[:_TOKEN] == PAGE_TOKENS - 1)
         m.d.comb += [
-            held.addr.eq(bank), held.data.eq(peak_now), held.en.eq(issuing),
+            held.addr.eq(bank), held.data.eq(whole.signal), held.en.eq(running),
             recalled.addr.eq(end[_TOKEN:]),
             so_far.eq(Mux(end[:_TOKEN] == 0, fp.to_bits(-np.inf), best)),
             result.addr.eq(end[_TOKEN:]), result.en.eq(last),
@@ -316,7 +315,7 @@ class Softmax(wiring.Component):
         """Codes and statistics, to where the values' stage reads them."""
         arch = self.arch
         query, peak = known.read_port(domain="comb"), peaks.read_port(domain="comb")
-        products = banks["scaled"].read_port(domain="comb")
+        products = banks["scaled"].read_port()
         depth = PLACES * arch.attention_queries
         m.submodules.codes = codes = Ram(
             shape=SOFTMAX_BITS, depth=depth * PAGE_TOKENS)
@@ -325,7 +324,7 @@ class Softmax(wiring.Component):
         read_code, read_stats = codes.read_port(), stats.read_port()
         # Past its last place a memory of a size that is no power of two has none: never addressed.
         bank = self.finished[:_BANK]
-        token, issuing, wait = Signal(_TOKEN), Signal(), Signal(range(128))
+        token, issuing, wait = Signal(_TOKEN), Signal(), Signal(range(16))
         summed = Signal()
         m.d.comb += [
             query.addr.eq(bank), peak.addr.eq(bank), products.addr.eq(Cat(token, bank)),
@@ -333,43 +332,36 @@ class Softmax(wiring.Component):
                               + self.token),
             read_stats.addr.eq(self._address(self.place, self.query)),
             self.code.eq(read_code.data), self.stats.eq(read_stats.data),
-            tree.bank.eq(bank),
         ]
-        scalar = Pipe(m)
-        largest = scalar.input(peak.data.largest)
-        raw = scalar.mul(functions.reciprocal(scalar, largest), scalar.const(SOFTMAX_MAX))
-        inverse = scalar.mux(scalar.apply(fp.is_zero, largest), scalar.const(0), raw)
-        back = scalar.mul(largest, scalar.const(np.float32(1 / SOFTMAX_MAX)))
-        factor, kept_back = Signal(32), Signal(32)
+        m.submodules.inverse = inverse = Inverse()
+        m.d.comb += inverse.x.eq(peak.data.largest)
         p = Pipe(m)
-        product, at, valid = p.apply(lambda *v: v, p.input(products.data), p.input(token),
-                                     p.input(issuing))
-        valid.reset = True
-        result = fp.to_int(p, p.mul(product, p.input(factor)), 0, SOFTMAX_MAX)
+        at, valid = p.input(token), p.input(issuing, reset=True)
+        product = p.mul(p.input(products.data, stage=1), p.input(inverse.inverse, stage=1))
+        result = fp.to_int(p, product, 0, SOFTMAX_MAX)
         m.d.comb += [
             code.addr.eq(self._address(query.data.place, query.data.query) * PAGE_TOKENS
                          + p.at(at, result.stage)),
             code.data.eq(result.signal), code.en.eq(p.at(valid, result.stage)),
             stat.addr.eq(self._address(query.data.place, query.data.query)),
             stat.data.peak.eq(peak.data.peak), stat.data.total.eq(tree.total),
-            stat.data.back.eq(kept_back),
+            stat.data.back.eq(inverse.back),
         ]
         with m.If(tree.done):
             m.d.sync += summed.eq(1)
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += [wait.eq(inverse.stage), token.eq(0), summed.eq(0)]
+                m.d.sync += [token.eq(0), summed.eq(0)]
                 with m.If(self.finished != weighed):
-                    m.d.comb += tree.start.eq(1)
+                    m.d.comb += inverse.start.eq(1)
                     m.next = "scale"
-            with m.State("scale"):
-                m.d.sync += [wait.eq(wait - 1), factor.eq(inverse.signal),
-                             kept_back.eq(back.signal)]
-                with m.If(wait == 0):
-                    m.next = "issue"
+            with m.State("scale"), m.If(inverse.done):
+                m.next = "issue"
             with m.State("issue"):
                 m.d.comb += issuing.eq(1)
                 m.d.sync += [token.eq(token + 1), wait.eq(result.stage)]
+                with m.If(token == result.stage):  # the first code is being written
+                    m.d.sync += self.begun.eq(self.begun + 1)
                 with m.If(token == PAGE_TOKENS - 1):
                     m.next = "drain"
             with m.State("drain"):

@@ -13,6 +13,7 @@ PAGE_BITS = POSITION_BITS - ceil_log2(PAGE_TOKENS)
 HEAD_BITS = 8
 UNIT_BITS = HEAD_BITS + ceil_log2(PAGE_CLASSES)
 _CLASS = ceil_log2(PAGE_CLASSES)
+_TOKENS = ceil_log2(PAGE_TOKENS)
 
 
 def item_layout(arch):
@@ -32,11 +33,22 @@ def item_layout(arch):
     })
 
 
-def first_unit(arch, lane, kv_heads):
-    """Return a lane's first unit, ``ceil(lane * units / lanes)``, by a multiplication."""
+def first_units(arch, lane, kv_heads):
+    """Return a lane's first unit and the next lane's, ``ceil(lane * units / lanes)``."""
     number = lane * layout.units(kv_heads) + arch.lanes - 1
+    return [_by_lanes(arch, total) for total in (number, number + layout.units(kv_heads))]
+
+
+def _by_lanes(arch, number):
+    """Return a number divided by the lanes, by a multiplication."""
     shift = len(number) + ceil_log2(arch.lanes)
     return (number * -(-(1 << shift) // arch.lanes)) >> shift
+
+
+def tokens_before(position, page):
+    """Return how many of a page's tokens are before a position."""
+    its_page, offset = position[_TOKENS:], position[:_TOKENS]
+    return Mux(its_page > page, PAGE_TOKENS, Mux(its_page == page, offset, 0))
 
 
 class PageWalk(wiring.Component):
@@ -74,17 +86,14 @@ class PageWalk(wiring.Component):
         unit, stop, first = Signal(UNIT_BITS + 1), Signal(UNIT_BITS + 1), Signal(UNIT_BITS + 1)
         row, page = Signal(range(arch.rows + 1)), Signal(PAGE_BITS + 1)
         leaf, head = unit[:_CLASS], unit[_CLASS:]
-        shift = ceil_log2(PAGE_TOKENS)
         page_class = Array(Const(number, _CLASS) for number in layout.CLASS_ORDER)[leaf]
         here = Signal(row_layout(arch))
         later_root = Signal()  # some later row is a root
         top = self.top
-        tokens = Signal(POSITION_BITS + 1)
         item = self.items.payload
         begin, end = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
+        m.d.sync += here.eq(Array(self.table)[row])
         m.d.comb += [
-            here.eq(Array(self.table)[row]),
-            tokens.eq(Mux(here.base > (page << shift), here.base - (page << shift), 0)),
             later_root.eq(Cat((entry.root == at) & (at > row) & (at < self.rows)
                               for at, entry in enumerate(self.table)).any()),
             item.head.eq(head), item.leaf.eq(leaf),
@@ -92,45 +101,49 @@ class PageWalk(wiring.Component):
             item.high.eq(Mux(stop <= end, stop - 1 - begin, PAGE_CLASSES - 1)),
             item.index.eq(unit - first),
             item.root.eq(row), item.page.eq(page),
-            item.tokens.eq(Mux(tokens > PAGE_TOKENS, PAGE_TOKENS, tokens)),
+            item.tokens.eq(tokens_before(here.base, page)),
             item.first.eq(page < PAGE_CLASSES),
-            item.last.eq(page + PAGE_CLASSES > here.last >> shift),
+            item.last.eq(page + PAGE_CLASSES > here.last >> _TOKENS),
             item.unit_end.eq(item.last & ~later_root),
         ]
-        seen = Signal(range(arch.rows + 1))
+        begins, stops = first_units(arch, self.lane, self.kv_heads)
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += [unit.eq(first_unit(arch, self.lane, self.kv_heads)), row.eq(0),
-                             stop.eq(first_unit(arch, self.lane + 1, self.kv_heads)), seen.eq(0)]
+                m.d.sync += [unit.eq(begins), stop.eq(stops), row.eq(0)]
                 with m.If(self.start):
                     m.d.sync += top.eq(0)
                     m.next = "top"
             with m.State("top"):
-                entry = Array(self.table)[seen]
-                m.d.sync += [seen.eq(seen + 1), first.eq(unit)]
-                with m.If((entry.last >> shift) > top):
-                    m.d.sync += top.eq(entry.last >> shift)
-                with m.If(seen + 1 == self.rows):
+                m.d.sync += [row.eq(row + 1), first.eq(unit)]
+                with m.If((row != 0) & (here.last >> _TOKENS > top)):  # of the row before
+                    m.d.sync += top.eq(here.last >> _TOKENS)
+                with m.If(row == self.rows):
                     m.next = "unit"
             with m.State("unit"):
                 m.d.sync += [row.eq(0), page.eq(page_class)]
                 with m.If(unit == stop):
-                    m.next = "end"
+                    m.next = "last"
                 with m.Elif(page_class > top):
                     m.d.sync += unit.eq(unit + 1)
                 with m.Else():
-                    m.next = "item"
+                    m.next = "look up"
+            with m.State("look up"):
+                m.next = "item"
             with m.State("item"):
                 m.d.comb += self.items.valid.eq(here.root == row)
                 with m.If(here.root != row):
                     m.d.sync += row.eq(row + 1)
+                    m.next = "look up"
                 with m.Elif(self.items.ready):
                     m.d.sync += page.eq(page + PAGE_CLASSES)
                     with m.If(item.last):
                         m.d.sync += [row.eq(row + 1), page.eq(page_class)]
+                        m.next = "look up"
                     with m.If(item.unit_end):
                         m.d.sync += unit.eq(unit + 1)
                         m.next = "unit"
+            with m.State("last"):  # until what is offered stays
+                m.next = "end"
             with m.State("end"):
                 m.d.comb += [self.items.valid.eq(1), item.end.eq(1)]
                 with m.If(self.items.ready):

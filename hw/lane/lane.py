@@ -1,5 +1,6 @@
 """A lane: one memory channel's prefetch, unpacker, multipliers and accumulators, wired up."""
 
+
 from amaranth.hdl import Array, Cat, DomainRenamer, Module, Mux, Signal
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -220,7 +221,8 @@ class Lane(wiring.Component):
         with m.If(attention.busy):
             m.d.comb += [
                 chain.weights.eq(Cat(Cat(code, code[-1]) for code in port.codes)),
-                chain.lo.eq(Cat(*port.factors)), chain.hi.eq(0),
+                chain.lo.eq(Cat(Mux(port.accumulate, port.weight, Cat(factor, factor[-1]))
+                                for factor in port.factors)), chain.hi.eq(0),
             ]
         bits = dsp_chain.OWN_BITS
         m.d.comb += [port.own[slot].eq(chain.own[bits * slot:bits * (slot + 1)])

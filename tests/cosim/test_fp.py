@@ -17,9 +17,9 @@ from alula.hw.pipe import Pipe
 
 BATCH = 64  # operand sets
 DEPTH = 160  # clocks, more than any operation takes
-NAMES = ("mul", "add", "sub", "div", "from_int", "from_narrow", "scale_int", "to_int", "to_weight",
-         "from_half", "maximum", "scale", "exp2", "exp", "reciprocal", "rsqrt", "sigmoid",
-         "compare")
+NAMES = ("mul", "add", "add_positive", "sub", "div", "from_int", "from_narrow", "scale_int",
+         "to_int", "to_weight", "from_half", "maximum", "scale", "exp2", "exp", "reciprocal",
+         "rsqrt", "sigmoid", "compare")
 LIMITS = (-127, 127)
 WEIGHT_LIMITS = (0, 255)
 LATENCIES = {"mul": fp.MUL_LATENCY, "add": fp.ADD_LATENCY, "div": fp.DIV_LATENCY,
@@ -36,7 +36,9 @@ def _build(p, a, b):
     sum_ = p.apply(lambda a: a[8:].as_signed(), a, latency=0)
     scale = p.apply(lambda b: b[16:], b, latency=0)
     return {
-        "mul": fp.multiply(p, a, b), "add": p.add(a, b), "sub": p.sub(a, b), "div": p.div(a, b),
+        "mul": fp.multiply(p, a, b), "add": p.add(a, b),
+        "add_positive": fp.add(p, p.absolute(a), p.absolute(b), positive=True),
+        "sub": p.sub(a, b), "div": p.div(a, b),
         "from_int": fp.from_int(p, whole), "from_narrow": fp.from_int(p, narrow),
         "scale_int": fp.scale_int(p, sum_, scale),
         "to_int": fp.to_int(p, a, *LIMITS), "to_weight": fp.to_int(p, a, *WEIGHT_LIMITS),
@@ -95,7 +97,8 @@ def wanted(a, b):
     both_nan = np.isnan(x) | np.isnan(y)
     with np.errstate(all="ignore"):
         return {
-            "mul": numerics.mul(x, y), "add": numerics.add(x, y), "sub": numerics.sub(x, y),
+            "mul": numerics.mul(x, y), "add": numerics.add(x, y),
+            "add_positive": numerics.add(abs(x), abs(y)), "sub": numerics.sub(x, y),
             "div": numerics.div(x, y), "from_int": numerics.from_int(a.view(np.int32)),
             "from_narrow": numerics.from_int(narrow),
             "scale_int": numerics.mul(numerics.from_int(a.view(np.int32) >> 8), scale),
