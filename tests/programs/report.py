@@ -65,9 +65,9 @@ def unreachable(a: Tag, b: Tag) -> str:
     if values.get("zeros") == "zero points" and (values.get("presence") == "no rows"
                                                  or values.get("sparsity") == "no weights"):
         return "a tile without rows has no zero points"
-    if values.get("bits") == "W2" and values.get("sparsity") == "12:16":
-        return "12 of 16 two-bit codes and their positions are larger than 16 codes"
-    if values.get("rows") == "T 9-16" and values.get("build") in ("1 lane x 64", "4 lanes x 32"):
+    if values.get("bits") in ("W2", "W3") and values.get("sparsity") == "12:16":
+        return "12 of 16 is for codes of 4 and 8 bits"
+    if values.get("rows") == "T 9-16" and values.get("build") in ("1 lane x 64", "4 lanes x 16"):
         return "these builds take at most 8 rows"
     return ""
 

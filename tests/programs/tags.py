@@ -27,7 +27,7 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "sparsity": ("dense", "4:16", "8:16", "12:16", "no weights"),
     "presence": ("all rows", "some rows", "no rows"),
     "rows": ("T 1", "T 2", "T 3-4", "T 5-8", "T 9-16"),
-    "build": ("1 lane x 64", "2 lanes x 16", "4 lanes x 32"),
+    "build": ("1 lane x 64", "2 lanes x 32", "4 lanes x 16"),
     "memory": ("ideal", "slow", "stalls"),
     "error": ("none", *FAULTS),
 }
