@@ -111,7 +111,7 @@ SIM = ArchConfig(
 
 _HBM = dict(
     beat_bytes=64, rows=8, lane_dsps=128, vector_width=16,
-    vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
+    vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
     attention_elements=8192, attention_queries=64, merge_elements=32_768, prefetch_beats=1024,
     page_entries=2048, program_instructions=4096,
     queue_depth=32, clock_hz=225_000_000,
@@ -135,10 +135,10 @@ _ZYNQ = dict(
 
 # DDR4-2400 x 64 bits of the processing system.
 ZCU104 = ArchConfig(name="zcu104", lanes=1, rows=4, clock_hz=300_000_000,
-                    vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
+                    vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
                     channel_bytes=3 * GIB // 2, control_bytes=GIB // 2, **_ZYNQ)
 KV260 = ArchConfig(name="kv260", lanes=1, rows=2, clock_hz=300_000_000,
-                   vector_elements=65_536, activation_elements=49_152, param_elements=65_536,
+                   vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
                    channel_bytes=3 * GIB, control_bytes=GIB // 2, **_ZYNQ)
 
 BUILDS = {arch.name: arch for arch in (SIM, ZCU104, KV260, U50, U55C, U280)}

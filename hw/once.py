@@ -41,8 +41,9 @@ proc
 opt_expr
 opt_clean -purge
 memory_collect
-write_verilog -norename -noattr
+write_verilog -norename
 """
+_ATTRIBUTE = re.compile(r"^\s*\(\* (?!rom_style).*\*\)\n", re.MULTILINE)
 _ZERO = re.compile(r"^\s*\S+ ?\[\d+\] = \d+'h0+;\n", re.MULTILINE)
 
 
@@ -56,4 +57,5 @@ def generate(component, name):
     text = rtlil.convert(component, name=name, emit_src=False)
     yosys = find_yosys(lambda version: version >= (0, 40))
     result = yosys.run(["-q", "-"], _SCRIPT.format(rtlil=text), ignore_warnings=True)
+    result = _ATTRIBUTE.sub("", result)
     return _ZERO.sub("", result)  # ROMs keep what is not zero

@@ -7,11 +7,13 @@ from amaranth.lib.memory import MemoryData, ReadPort, WritePort
 MODULE = "alula_ram"
 # One writes and one reads; a word that is read as it is written comes as it was before.
 VERILOG = f"""
-module {MODULE} #(parameter WIDTH = 1, DEPTH = 1, ADDRESS = 1, PARTS = 1, CLOCKED = 1)
+module {MODULE} #(parameter WIDTH = 1, DEPTH = 1, ADDRESS = 1, PARTS = 1, CLOCKED = 1,
+                    STYLE = "auto")
   (input clk, input [ADDRESS-1:0] write_address, input [WIDTH-1:0] write_data,
    input [PARTS-1:0] write_enable, input [ADDRESS-1:0] read_address, input read_enable,
    output [WIDTH-1:0] read_data);
   localparam PART = WIDTH / PARTS;
+  (* ram_style = STYLE *)
   reg [WIDTH-1:0] words [0:DEPTH-1];
   integer part;
   always @(posedge clk)
@@ -36,11 +38,12 @@ class Ram(wiring.Component):
 
     Used as :class:`amaranth.lib.memory.Memory`, with one write port. Amaranth lists a memory's
     contents word by word, which takes most of the time of writing the Verilog of large ones; this
-    is an instance of one small module, with a copy of the memory for each read port.
+    is an instance of one small module, with a copy of the memory for each read port. ``style`` is
+    for synthesis: ``block`` or ``ultra`` memory, or what the tool likes.
     """
 
-    def __init__(self, *, shape, depth):
-        self.shape, self.depth = shape, depth
+    def __init__(self, *, shape, depth, style="auto"):
+        self.shape, self.depth, self.style = shape, depth, style
         self._data = MemoryData(shape=shape, depth=depth, init=[])
         self._write, self._reads = None, []
         super().__init__({})
@@ -66,6 +69,7 @@ class Ram(wiring.Component):
             m.submodules[f"copy_{at}"] = Instance(
                 MODULE, p_WIDTH=width, p_DEPTH=self.depth, p_PARTS=len(write.en),
                 p_ADDRESS=max(1, len(write.addr)), p_CLOCKED=int(domain == "sync"),
+                p_STYLE=self.style,
                 i_clk=ClockSignal(), i_write_address=write.addr,
                 i_write_data=Value.cast(write.data), i_write_enable=write.en,
                 i_read_address=port.addr, i_read_enable=port.en if domain == "sync" else 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ def _read_segment(reader: _Reader, codes: NDArray[np.int16], scales: NDArray[np.
         columns = slice(tile * group, (tile + 1) * group)
         string = reader.take(layout.codes_bytes(len(present), group, kept, bits))
         shape = len(present), group // layout.WINDOW, layout.window_codes(kept)
-        values = _natural(_fields(string, bits, np.prod(shape)).reshape(shape), block)
+        values = _natural(_fields(string, bits, math.prod(shape)).reshape(shape), block)
         values -= zero[:, None, None]
         codes[present, columns] = (_placed(values, positions, kept) if kept
                                    else values).reshape(len(present), group)

@@ -327,7 +327,8 @@ class _Store:
                                       ("totals", 32, queries, self.query)):
             read = []
             for bank in range(2):
-                m.submodules[f"{name}_{bank}"] = store = Ram(shape=bits, depth=2 * count)
+                m.submodules[f"{name}_{bank}"] = store = Ram(
+                    shape=bits, depth=2 * count, style="block" if name == "values" else "auto")
                 port = store.read_port()
                 m.d.comb += port.addr.eq(halves[bank] * count + at)
                 read.append(port.data)

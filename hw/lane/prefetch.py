@@ -192,7 +192,8 @@ class Prefetch(wiring.Component):
             self.descriptors.w_en.eq(is_entry), descriptor.strips.eq(entry.strips),
             descriptor.exponent.eq(entry.exponent.as_signed()), descriptor.beats.eq(entry.beats)]
 
-        m.submodules.ring = ring = Ram(shape=8 * self.arch.beat_bytes, depth=self.depth)
+        m.submodules.ring = ring = Ram(
+            shape=8 * self.arch.beat_bytes, depth=self.depth, style="ultra")
         write, read = ring.write_port(), ring.read_port()
         m.d.comb += [
             write.addr.eq(self.available), write.data.eq(beat.payload),

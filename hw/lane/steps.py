@@ -175,7 +175,7 @@ class Steps(wiring.Component):
         self.weighed = Signal(range(SEGMENT_TILES + 1))  # tiles that are looked at
         self.positions_left = Signal(range(layout.positions_bytes(
             SEGMENT_TILES * TILE_ROWS, max(numerics.GROUPS), 8) + 1))
-        self.positions_taken, self.positions_known = Signal(), Signal()
+        self.positions_more, self.positions_known = Signal(10), Signal()
         header = Signal(HEADER_BITS, reset_less=True)
         count, kept = Signal(5, reset_less=True), Signal(2, reset_less=True)
         bits, here = Signal(8, reset_less=True), Signal(10)  # of a row's windows, of the tile
@@ -192,9 +192,8 @@ class Steps(wiring.Component):
             header.eq(self.headers.word_select(self.weighed[:4], HEADER_BITS)),
             count.eq(ones(header[:TILE_ROWS])), kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
             bits.eq(by_kept[kept]),
-            self.positions_left.eq(self.positions_left + Mux(valid[2], here, 0)
-                                   - Mux(self.positions_taken, self.size, 0)),
         ]
+        m.d.comb += self.positions_more.eq(Mux(valid[2], here, 0))
 
     def _tiles(self):
         """Look up the tiles of a segment, three ahead of the current one."""
@@ -324,21 +323,30 @@ class Steps(wiring.Component):
         self.word = Signal(8)
         tiles_here = Signal(range(SEGMENT_TILES + 1))  # tiles of the segment that are begun
         self.scale, self.zero = Signal(9), Signal(9)  # of the segment, through
-        left, there = Signal(range(512)), Signal()  # bytes of a section, and that a step may be
-        nothing = Signal()  # is taken
+        there, nothing = Signal(), Signal()  # a step may be, and takes nothing
+        # What a section's next step takes is known a clock ahead, but of its first.
+        size, known, last, empty = Signal.like(self.size), Signal(), Signal(), Signal()
+        m.d.sync += known.eq(0)
         m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
                      self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
 
         def section(state, kind, amount, each, after):
             """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
+            most = beat // each
+
+            def ahead(amount):
+                m.d.sync += [known.eq(1), last.eq(amount <= most), empty.eq(amount == 0),
+                             size.eq(Mux(amount > most, most, amount) << (each - 1))]
             with m.State(state):
-                m.d.comb += [self.kind.eq(kind), there.eq(1), nothing.eq(amount == 0),
-                             left.eq(Mux(amount > beat // each, beat // each, amount)),
-                             self.size.eq(left << (each - 1))]
+                m.d.comb += [self.kind.eq(kind), there.eq(known), nothing.eq(empty),
+                             self.size.eq(size)]
+                ahead(amount)
                 with m.If(self.issue):
-                    m.d.sync += [amount.eq(amount - left), self.word.eq(self.word + 1)]
-                    with m.If(amount <= beat // each):
-                        m.d.sync += self.word.eq(0)
+                    m.d.sync += [amount.eq(amount - (size >> (each - 1))),
+                                 self.word.eq(self.word + 1)]
+                    ahead(amount - most)
+                    with m.If(last):
+                        m.d.sync += [self.word.eq(0), known.eq(0)]
                         after()
 
         def after_zeros():
@@ -351,6 +359,9 @@ class Steps(wiring.Component):
             with m.If(self.zeros_left != 0):
                 m.next = "ZEROS"
 
+        total = Signal.like(self.positions_left)
+        m.d.comb += total.eq(self.positions_left + self.positions_more)
+        m.d.sync += self.positions_left.eq(total)
         with m.FSM() as phase:
             with m.State("IDLE"):
                 start = self.start.payload
@@ -371,13 +382,16 @@ class Steps(wiring.Component):
             section("SCALES", Kind.SCALES, self.scales_left, 2, after_scales)
             section("ZEROS", Kind.ZERO_POINTS, self.zeros_left, 1, after_zeros)
             with m.State("POSITIONS"):
-                full = self.positions_left >= beat
-                m.d.comb += [
-                    self.kind.eq(Kind.POSITIONS),
-                    there.eq(full | (self.positions_known & (self.positions_left != 0))),
-                    self.size.eq(Mux(full, beat, self.positions_left)),
-                    self.positions_taken.eq(self.issue)]
-                with m.If(self.positions_known & (self.positions_left == 0)):
+                m.d.comb += [self.kind.eq(Kind.POSITIONS), there.eq(known), self.size.eq(size)]
+
+                def positions(left):
+                    m.d.sync += [self.positions_left.eq(left),
+                                 size.eq(Mux(left >= beat, beat, left)),
+                                 known.eq((left >= beat) | (self.positions_known & (left != 0)))]
+                positions(total)
+                with m.If(self.issue):
+                    positions(total - size)
+                with m.Elif(self.positions_known & (self.positions_left == 0)):
                     m.next = "CODES"
             with m.State("CODES"):
                 m.d.comb += [self.kind.eq(Kind.CODES), self.tile_codes.eq(1),

@@ -202,6 +202,6 @@ async def rate(dut, kind):
     assert share > {"dense": 0.95, "half": 0.92, "absent": 0.92}[kind]
 
 
-@pytest.mark.parametrize("arch", ["narrow", "wide"])
+@pytest.mark.parametrize("arch", ["narrow", pytest.param("wide", marks=pytest.mark.slow)])
 def test_lane(arch):
     simulate(Products(arch_of(arch)), __file__, extra={"ALULA_TEST_ARCH": arch})

@@ -161,6 +161,7 @@ async def rate(dut, kind):
     assert share > 0.9
 
 
-@pytest.mark.parametrize("arch", ["narrow", "middle", "deep"])
+@pytest.mark.parametrize("arch", ["narrow", "middle", pytest.param(
+    "deep", marks=pytest.mark.slow)])
 def test_unpack(arch):
     simulate(Unpacker(arch_of(arch)), __file__, extra={"ALULA_TEST_ARCH": arch})
