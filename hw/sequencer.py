@@ -108,11 +108,13 @@ class Sequencer(wiring.Component):
         fields = {cls: instruction_layout(cls)(word) for cls in isa.INSTRUCTIONS.values()}
         opcode = fields[isa.Sync].opcode
         target = Signal(range(len(Queue)))
+        begun, begin = Signal(), Signal()  # a start whose request is not taken yet
         m.d.comb += [
             store.addr.eq(pc), store.data.eq(self.words.payload),
             fetch.addr.eq(pc),
             self.index.eq(pc),
             legal.eq(_legal(word)),
+            begin.eq(self.start | begun),
             target.eq(Mux(opcode == isa.Sync.opcode, fields[isa.Sync].target, opcode[4:])),
             self.tokens.wait.eq(fields[isa.Sync].wait),
             self.tokens.release.eq(fields[isa.Sync].release),
@@ -127,12 +129,13 @@ class Sequencer(wiring.Component):
                 m.d.comb += [
                     self.requests.payload.address.eq(self.program),
                     self.requests.payload.beats.eq(self.instructions),
-                    self.requests.valid.eq(self.start & fits),
+                    self.requests.valid.eq(begin & fits),
                 ]
+                m.d.sync += begun.eq(begin & fits & ~self.requests.ready)
                 m.d.sync += [register.eq(0) for register in registers]
-                with m.If(self.start & ~fits):
+                with m.If(begin & ~fits):
                     m.next = "refuse"
-                with m.Elif(self.start & self.requests.ready):
+                with m.Elif(begin & self.requests.ready):
                     m.next = "load"
             with m.State("refuse"):  # a clock after the start, when errors are looked at
                 m.d.comb += self.error.eq(Error.PROGRAM)

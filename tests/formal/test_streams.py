@@ -40,8 +40,6 @@ def _offers(unit, steady):
     bench = Bench()
     dut = bench.add(unit)
     bench.surround(dut, steady=steady)
-    if isinstance(dut, Sequencer):  # a run starts when nothing is left of the one before
-        bench.assume(~dut.start | dut.requests.ready)
     if isinstance(dut, Supervisor):  # no lane gets a beat when a run has ended
         bench.assume(~dut.words.valid | (bench.past(dut.beats) == dut.beats))
     return bench
