@@ -182,13 +182,14 @@ class Lane(wiring.Component):
             queue.fetch.payload.beats.eq(linear.fetch.payload),
             prefetch.read_pointer.eq(Mux(attention.busy, attention.ring_pointer,
                                          queue.read_pointer)),
-            # Between runs the queue's pointer may be behind what attention has given back.
-            prefetch.release.eq(Mux(attention.busy, attention.ring_release,
-                                    Mux(queue.fetch.ready, cursor, queue.release))),
             queue.data.eq(prefetch.data), queue.available.eq(prefetch.available),
             attention.ring_begin.eq(cursor), attention.ring_data.eq(prefetch.data),
             attention.ring_available.eq(prefetch.available),
         ]
+        # Between runs the queue's pointer may be behind what attention has given back. What is free
+        # is known a clock later than it could be, which cuts the way to the prefetcher's requests.
+        m.d.sync += prefetch.release.eq(Mux(attention.busy, attention.ring_release,
+                                            Mux(queue.fetch.ready, cursor, queue.release)))
         with m.If(linear.fetch.valid & linear.fetch.ready):
             m.d.sync += cursor.eq(cursor + linear.fetch.payload)
         with m.Elif(attention.done):

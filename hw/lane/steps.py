@@ -324,39 +324,44 @@ class Steps(wiring.Component):
         tiles_here = Signal(range(SEGMENT_TILES + 1))  # tiles of the segment that are begun
         self.scale, self.zero = Signal(9), Signal(9)  # of the segment, through
         there, nothing = Signal(), Signal()  # a step may be, and takes nothing
-        # What a section's next step takes is known a clock ahead, but of its first.
+        # What a section's next step takes is known a clock ahead.
         size, known, last, empty = Signal.like(self.size), Signal(), Signal(), Signal()
-        m.d.sync += known.eq(0)
         m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
                      self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
 
+        def items(amount, each):
+            """Next is a step of scales or zero points, ``each`` bytes of one."""
+            most = beat // each
+            m.d.sync += [known.eq(1), last.eq(amount <= most), empty.eq(amount == 0),
+                         size.eq(Mux(amount > most, most, amount) << (each - 1))]
+
+        def positions(left):
+            m.d.sync += [self.positions_left.eq(left), size.eq(Mux(left >= beat, beat, left)),
+                         known.eq((left >= beat) | (self.positions_known & (left != 0)))]
+
         def section(state, kind, amount, each, after):
             """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
-            most = beat // each
-
-            def ahead(amount):
-                m.d.sync += [known.eq(1), last.eq(amount <= most), empty.eq(amount == 0),
-                             size.eq(Mux(amount > most, most, amount) << (each - 1))]
             with m.State(state):
                 m.d.comb += [self.kind.eq(kind), there.eq(known), nothing.eq(empty),
                              self.size.eq(size)]
-                ahead(amount)
                 with m.If(self.issue):
                     m.d.sync += [amount.eq(amount - (size >> (each - 1))),
                                  self.word.eq(self.word + 1)]
-                    ahead(amount - most)
+                    items(amount - beat // each, each)
                     with m.If(last):
-                        m.d.sync += [self.word.eq(0), known.eq(0)]
+                        m.d.sync += self.word.eq(0)
                         after()
 
         def after_zeros():
             m.next = "CODES"
             with m.If(self.sparse):
+                positions(total)
                 m.next = "POSITIONS"
 
         def after_scales():
             after_zeros()
             with m.If(self.zeros_left != 0):
+                items(self.zeros_left, 1)
                 m.next = "ZEROS"
 
         total = Signal.like(self.positions_left)
@@ -378,20 +383,17 @@ class Steps(wiring.Component):
                 with m.If(self.read_head & (self.headed + beat // 4 >= self.segment)):
                     m.next = "COUNT"
             with m.State("COUNT"), m.If(~self.counted[0]):
+                items(self.scales_left + self.scales_here, 2)
                 m.next = "SCALES"
             section("SCALES", Kind.SCALES, self.scales_left, 2, after_scales)
             section("ZEROS", Kind.ZERO_POINTS, self.zeros_left, 1, after_zeros)
             with m.State("POSITIONS"):
                 m.d.comb += [self.kind.eq(Kind.POSITIONS), there.eq(known), self.size.eq(size)]
-
-                def positions(left):
-                    m.d.sync += [self.positions_left.eq(left),
-                                 size.eq(Mux(left >= beat, beat, left)),
-                                 known.eq((left >= beat) | (self.positions_known & (left != 0)))]
                 positions(total)
                 with m.If(self.issue):
                     positions(total - size)
-                with m.Elif(self.positions_known & (self.positions_left == 0)):
+                with m.If(self.positions_known & (self.positions_left
+                                                  == Mux(self.issue, size, 0))):
                     m.next = "CODES"
             with m.State("CODES"):
                 m.d.comb += [self.kind.eq(Kind.CODES), self.tile_codes.eq(1),

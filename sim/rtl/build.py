@@ -174,7 +174,7 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
              *(["-DALULA_TRACE"] if trace else [])]
     compression = _compression(cxx, folder, environment) if trace else []
     if trace and not compression:
-        flags.append(f"-I{files('alula.sim.rtl').joinpath('stored')}")
+        flags.append(f"-I{files('alula.sim.rtl')}")
     advance = report("compile C++", len(sources))
     objects = [folder / f"{source.stem}.o" for source in sources]
 
