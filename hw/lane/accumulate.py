@@ -50,9 +50,8 @@ class ScaleAccumulate(wiring.Component):
     """Multiply sums by both scales, add them to their rows' accumulators, and give out strips.
 
     Nothing stalls what comes in. Sums for the same row, pair and strip must be ``DISTANCE`` clocks
-    apart, and a strip may begin only when the strip ``STRIP_BANKS`` before it is drained; it is
-    drained in clocks in which nothing comes in. Each of ``shape.rows`` pipelines takes one sum a
-    clock.
+    apart, and a strip may begin only when the strip ``STRIP_BANKS`` before it is drained. Each of
+    ``shape.rows`` pipelines takes one sum a clock.
 
     Members
     -------
@@ -166,7 +165,7 @@ class ScaleAccumulate(wiring.Component):
 
         Even and odd tokens' sums are beside each other; those of a lone token are in both places.
         """
-        m, p, shape, drain = self.m, self.p, self.shape, self.drain
+        m, p, shape = self.m, self.p, self.shape
         m.submodules.accumulators = held = Ram(
             shape=64 * TILE_ROWS, depth=STRIP_BANKS * max(2, shape.pairs))
         write, read = held.write_port(granularity=64), held.read_port(domain="comb")
@@ -175,10 +174,8 @@ class ScaleAccumulate(wiring.Component):
         target = p.apply(lambda tag: Cat(self._tag(tag).pair, self._tag(tag).bank),
                          self.tag_value, latency=0)
         there = self._there()
-        free = p.wire(~p.at(self.valid_value, stage - READ_CLOCKS), "free")
-        m.d.comb += drain.free.eq(free)
-        m.d.sync += read.addr.eq(Mux(free, Cat(drain.pair, drain.bank),
-                                     p.at(target, stage - READ_CLOCKS)))
+        m.d.sync += read.addr.eq(p.at(target, stage - READ_CLOCKS))
+        self._read_drained(held.read_port(domain="comb"))
         ends, rows = [], []
         for at, term in enumerate(terms):
             row = p.apply(lambda tag, at=at: self._mine(at, tag, self._tag(tag).rows, 4),
@@ -187,13 +184,12 @@ class ScaleAccumulate(wiring.Component):
                             self.tag_value)
             number, clear = Signal(4, name=f"row_{at}"), Signal(name=f"clear_{at}")
             m.d.sync += [
-                number.eq(Mux(free, drain.row | at // 2, p.at(row, stage - READ_CLOCKS))),
-                clear.eq(Mux(free, drain.absent[at // 2], p.at(fresh, stage - READ_CLOCKS)))]
+                number.eq(p.at(row, stage - READ_CLOCKS)),
+                clear.eq(p.at(fresh, stage - READ_CLOCKS))]
             before = Signal(32, name=f"before_{at}", reset_less=True)
             m.d.sync += before.eq(Mux(clear, 0, choose(
                 number, [read.data[32 * place:32 * place + 32]
                          for place in range(at % 2, 2 * TILE_ROWS, 2)])))
-            m.d.comb += drain.values[32 * at:32 * at + 32].eq(before)
             total = p.add(p.input(before, stage), term)
             assert total.stage == end
             ends.append(total.signal)
@@ -202,6 +198,18 @@ class ScaleAccumulate(wiring.Component):
         lone = self._tag(p.at(self.tag_value, end - 1)).place.lone
         self._write(write, ends, rows, p.at(there, end - 1), lone)
         return end
+
+    def _read_drained(self, port):
+        """Read what is drained, by a port of its own: short strips leave no clock for it."""
+        m, drain = self.m, self.drain
+        step, absent = Signal.like(drain.step), Signal.like(drain.absent)
+        m.d.sync += [port.addr.eq(Cat(drain.pair, drain.bank)), step.eq(drain.step),
+                     absent.eq(drain.absent)]
+        words = [port.data[at:at + len(drain.values)]
+                 for at in range(0, len(port.data), len(drain.values))]
+        found = choose(step, words)
+        m.d.sync += drain.values.eq(Cat(
+            Mux(absent[row], 0, found.word_select(row, 64)) for row in range(len(absent))))
 
     def _there(self):
         """Return which pipelines have sums to be added."""

@@ -11,7 +11,7 @@ from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
 
 EXPONENT_BITS = 10
-READ_CLOCKS = 2  # from ``free`` to ``values``
+READ_CLOCKS = 2  # of the accumulators
 STRIP_BANKS = 2  # strips whose accumulators are held
 BUFFERS = 2  # pairs of tokens that are read ahead
 
@@ -26,7 +26,7 @@ def result_layout(arch):
 class Drain(wiring.Component):
     """Give out strips in the order in which they end.
 
-    Accumulators are read, some rows of a pair of tokens at once, while nothing is added up.
+    Accumulators are read some rows of a pair of tokens at once.
 
     Members
     -------
@@ -34,12 +34,10 @@ class Drain(wiring.Component):
         The last sums of a bank's strip come; ``touched`` rows have a sum, the others are zero.
     ended : ``In(1)``
         As ``ending``, when those sums can be read two clocks later.
-    free : ``In(1)``
-        The accumulators can be read.
-    pair, bank, row, absent : ``Out``
-        What to read if ``free``: of ``shape.rows / 2`` rows from ``row`` on, which have no sum.
+    pair, bank, step, absent : ``Out``
+        What to read: the ``step``-th ``shape.rows / 2`` rows, and which of them have no sum.
     values : ``In``
-        Each row's sums, even token first, ``READ_CLOCKS`` clocks after ``free``.
+        Each row's sums, even token first, ``READ_CLOCKS`` clocks later.
     begin, first, tokens, exponent, results, drained
         See :class:`alula.hw.lane.accumulate.ScaleAccumulate`.
     """
@@ -49,8 +47,9 @@ class Drain(wiring.Component):
         self.rows = self.shape.rows // 2
         super().__init__({
             "ending": In(1), "ending_bank": In(1), "touched": In(TILE_ROWS), "ended": In(1),
-            "free": In(1), "pair": Out(range(max(2, self.shape.pairs))), "bank": Out(1),
-            "row": Out(4), "absent": Out(self.rows), "values": In(64 * self.rows),
+            "pair": Out(range(max(2, self.shape.pairs))), "bank": Out(1),
+            "step": Out(range(TILE_ROWS // self.rows)), "absent": Out(self.rows),
+            "values": In(64 * self.rows),
             "begin": In(1), "first": In(16), "tokens": In(7), "exponent": In(signed(EXPONENT_BITS)),
             "results": Out(stream.Signature(result_layout(arch))), "drained": Out(1)})
 
@@ -70,13 +69,12 @@ class Drain(wiring.Component):
         for number, mask in enumerate(touched):
             with m.If(self.ending & (self.ending_bank == number)):
                 m.d.sync += mask.eq(self.touched)
-        step, buffer = Signal(range(self.steps)), Signal()
+        step, buffer = self.step, Signal()
         read, whole, last = Signal(), Signal(), Signal()
         m.d.comb += [
-            read.eq(self.free & (waiting != 0) & (room != 0)),
+            read.eq((waiting != 0) & (room != 0)),
             whole.eq(read & (step == self.steps - 1)),
             last.eq(whole & ((self.pair << 1) + 2 >= self.tokens)),
-            self.row.eq(step * self.rows),
             self.absent.eq(~Array(touched)[self.bank].word_select(step, self.rows))]
         m.d.sync += [waiting.eq(waiting + self.ended - last), room.eq(room - whole + self.freed)]
         with m.If(read):
