@@ -328,7 +328,7 @@ class _Store:
             read = []
             for bank in range(2):
                 m.submodules[f"{name}_{bank}"] = store = Ram(
-                    shape=bits, depth=2 * count, style="block" if name == "values" else "auto")
+                    shape=bits, depth=2 * count, style="ultra" if name == "values" else "auto")
                 port = store.read_port()
                 m.d.comb += port.addr.eq(halves[bank] * count + at)
                 read.append(port.data)

@@ -125,7 +125,6 @@ class Steps(wiring.Component):
         self.groups, self.group_log2 = Signal(GROUPS_BITS), Signal(4)
         self.strips, self.tiles = Signal(STRIPS_BITS), Signal(GROUPS_BITS)
         self.segment = Signal(range(SEGMENT_TILES + 1))  # tiles of this segment
-        m.d.comb += self.segment.eq(Mux(self.tiles > SEGMENT_TILES, SEGMENT_TILES, self.tiles))
         self._headers()
         self._count_positions()
         self._tiles()
@@ -329,6 +328,11 @@ class Steps(wiring.Component):
         m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
                      self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
 
+        def segment_of(tiles):
+            """Of so many tiles left in the strip, up to sixteen are the next segment."""
+            m.d.sync += [self.tiles.eq(tiles), self.segment.eq(
+                Mux(tiles > SEGMENT_TILES, SEGMENT_TILES, tiles))]
+
         def items(amount, each):
             """Next is a step of scales or zero points, ``each`` bytes of one."""
             most = beat // each
@@ -372,7 +376,8 @@ class Steps(wiring.Component):
                 start = self.start.payload
                 m.d.comb += self.start.ready.eq(1)
                 m.d.sync += [self.groups.eq(start.groups), self.group_log2.eq(start.group_log2),
-                             self.strips.eq(start.strips), self.tiles.eq(start.groups)]
+                             self.strips.eq(start.strips)]
+                segment_of(start.groups)
                 with m.If(self.start.valid):
                     m.next = "HEADERS"
             with m.State("HEADERS"):  # at the start of a beat, as are the position codes
@@ -403,10 +408,12 @@ class Steps(wiring.Component):
                              self.size.eq(self.size_of_codes)]
                 with m.If(self.finished & self.last_tile):
                     m.d.sync += [self.headed.eq(0), self.looked.eq(0), self.weighed.eq(0),
-                                 self.sparse.eq(0), self.tiles.eq(self.tiles - self.segment)]
+                                 self.sparse.eq(0)]
                     m.next = "HEADERS"
+                    segment_of(self.tiles - self.segment)
                     with m.If(self.end_of_strip):
-                        m.d.sync += [self.tiles.eq(self.groups), self.strips.eq(self.strips - 1)]
+                        m.d.sync += self.strips.eq(self.strips - 1)
+                        segment_of(self.groups)
                         with m.If(self.strips == 1):
                             m.next = "IDLE"
         with m.If(~phase.ongoing("SCALES") & ~phase.ongoing("ZEROS")):
