@@ -30,6 +30,7 @@ CXX_OPTIONS = ("-std=c++17", "-fPIC", "-fno-exceptions", "-w")
 FAST, SLOW = "-O2", "-O0"  # what runs every clock, and what runs once
 LIBRARY = "alula.so"
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")  # of Verilator
+_WAVEFORMS = "verilated_fst_c.cpp"  # what writes them, and throws exceptions
 
 
 NO_COMPILER = ("simulating the hardware needs a C++ compiler; install g++, or "
@@ -167,7 +168,7 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
     include = root / "include"
     model = folder / "model.cpp"
     shutil.copy(str(files("alula.sim.rtl").joinpath("model.cpp")), model)
-    runtime = [*_RUNTIME, *(["verilated_fst_c.cpp"] if trace else [])]
+    runtime = [*_RUNTIME, *([_WAVEFORMS] if trace else [])]
     sources = [*sorted(folder.glob("Vtop*.cpp")), model, *(include / name for name in runtime)]
     flags = [*CXX_OPTIONS, f"-I{include}", f"-I{include / 'vltstd'}", f"-I{folder}",
              "-DVERILATOR=1", "-DVM_TRACE=" + str(int(trace)), "-DVM_TRACE_FST=" + str(int(trace)),
@@ -180,7 +181,8 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
 
     def make(pair: tuple[Path, Path]) -> None:
         speed = SLOW if pair[0].stem.endswith(("Slow", "Syms")) else FAST
-        _tool([*cxx, speed, *flags, "-c", str(pair[0]), "-o", str(pair[1])],
+        throws = ["-fexceptions"] if pair[0].name == _WAVEFORMS else []
+        _tool([*cxx, speed, *flags, *throws, "-c", str(pair[0]), "-o", str(pair[1])],
               pair[1].with_suffix(".log"), environment)
         advance(1)
 
