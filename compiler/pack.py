@@ -297,6 +297,5 @@ def _count(tiles: _Tiles, rows: NDArray[np.int64], sizes: list[int], stats: Pack
     per_window = np.array([layout.window_codes(kept) for kept in range(layout.WINDOW)])
     stats.weights += tiles.codes.size
     stats.kept += int((per_window[tiles.kept] * (tiles.group // layout.WINDOW) * rows).sum())
-    for name, size in zip(("headers", "scales", "zero_points", "positions", "codes"), sizes,
-                          strict=True):
+    for name, size in zip(layout.SECTIONS, sizes, strict=True):
         setattr(stats, name, getattr(stats, name) + size)

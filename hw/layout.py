@@ -24,6 +24,7 @@ in each block of as many inputs as a lane has slices, or a group if that is less
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from itertools import combinations, product
 from typing import Any
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 
 from alula.hw import isa, numerics
 
+SECTIONS = ("headers", "scales", "zero_points", "positions", "codes")  # of a segment, in order
 WINDOW = 16  # inputs over which N of 16 is counted
 CASCADE = 8  # DSP slices that add up along a chain
 KEPT_PATTERNS = {4: 11, 8: 14, 12: 11}  # kept codes of a window -> bits of its pattern code
@@ -208,5 +210,9 @@ def layer_words(lanes: int, kv_heads: int, head_dim: int) -> int:
 
 def describe() -> str:
     """Return every fact of the formats as text."""
-    return repr((WINDOW, KEPT_PATTERNS, HEADER_FIELDS, DIRECTORY_ENTRY.descr, STEP_HEADER.descr,
-                 STEP_ROW.descr, TOP_ROW.descr, CLASS_ORDER, SCALE_BYTES, ZERO_POINT_BYTES))
+    patterns = [hashlib.sha256(pattern_tables(kept)[1].astype("<u2").tobytes()).hexdigest()
+                for kept in KEPT_PATTERNS]
+    kept = [kept_formats(bits) for bits in numerics.WEIGHT_BITS]
+    return repr((SECTIONS, WINDOW, CASCADE, patterns, kept, KEPT_PATTERNS, HEADER_FIELDS,
+                 DIRECTORY_ENTRY.descr, STEP_HEADER.descr, STEP_ROW.descr, TOP_ROW.descr,
+                 CLASS_ORDER, SCALE_BYTES, ZERO_POINT_BYTES))

@@ -8,8 +8,8 @@ from alula.hw.lane import slice as dsp
 from alula.hw.lane.delay import delayed
 from alula.hw.lane.shape import LaneShape
 from alula.hw.lane.slice import Add, DspSlice
+from alula.hw.layout import CASCADE  # 8 * 127 * 255 < 2**18: a low sum does not run over
 
-CASCADE = 8  # slices of a half-window: 8 * 127 * 255 < 2**18, so a low sum does not run over
 OWN_BITS = 24
 TAP_BITS = 19  # of a half-window's sum; a level of the tree has one more
 OWN_LATENCY = dsp.LATENCY  # of slice 0 of each half-window; slice k is k clocks later
