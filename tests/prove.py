@@ -247,3 +247,32 @@ def _path():
     tools = {str(Path(file.locate()).resolve().parent)
              for file in importlib.metadata.files("z3-solver") if file.name in ("z3", "z3.exe")}
     return os.pathsep.join([*tools, os.environ["PATH"]])
+
+
+class Followed:
+    """One element of a stream, chosen freely, on its way from one side to the other.
+
+    ``before`` is what is still ahead of it. With a FIFO's depth of clocks to try, this tells any
+    loss, double or change of order.
+    """
+
+    def __init__(self, bench, entered, entry, left, exit_, most):
+        m = bench.m
+        mark = bench.free(1, "mark")
+        self.followed, self.gone = Signal(), Signal()
+        self.entry = Signal(Value.cast(entry).shape())
+        self.inside = Signal(range(most + 2))
+        before = Signal(range(most + 2))
+        marked = entered & mark & ~self.followed
+        m.d.sync += self.inside.eq(self.inside + entered - left)
+        bench.must(~left | (self.inside != 0) | entered)
+        bench.must(self.inside <= most)
+        with m.If(marked):
+            m.d.sync += [self.followed.eq(1), self.entry.eq(entry),
+                         before.eq(self.inside - left)]
+        with m.Elif(left & (before != 0)):
+            m.d.sync += before.eq(before - 1)
+        self.leaves = left & self.followed & ~self.gone & (before == 0)
+        with m.If(self.leaves):
+            m.d.sync += self.gone.eq(1)
+        bench.must(~self.leaves | (Value.cast(exit_) == self.entry))

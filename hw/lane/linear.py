@@ -13,7 +13,7 @@ from alula.hw.lane.chain import tap_latency
 from alula.hw.lane.delay import Delay, delayed, delayed_flag
 from alula.hw.lane.drain import EXPONENT_BITS, STRIP_BANKS
 from alula.hw.lane.operands import Operands
-from alula.hw.lane.shape import SELECT_BITS, LaneShape
+from alula.hw.lane.shape import GROUPS_BITS, SELECT_BITS, STRIPS_BITS, LaneShape
 from alula.hw.lane.steps import START
 from alula.hw.layout import CASCADE, WINDOW
 
@@ -84,7 +84,7 @@ class LinearUnit(wiring.Component):
         command = data.View(instruction_layout(isa.Linear), self.command.payload)
         stream_ = self.streams.payload
         operands = self.operands
-        groups, strips, beats = Signal(15), Signal(24), Signal(24)
+        groups, strips, beats = Signal(GROUPS_BITS), Signal(STRIPS_BITS), Signal(24)
         source, group_log2 = Signal(BLOCK_BITS), Signal(4)
         started, fetched, taken = Signal(), Signal(), Signal()
         self.bank, self.undrained = Signal(), Signal(range(STRIP_BANKS + 1))

@@ -140,7 +140,7 @@ class Steps(wiring.Component):
         self.headed = Signal(range(SEGMENT_TILES + per_beat + 1))  # tiles whose headers are there
         self.read_head = Signal()
         self.sparse = Signal()  # a tile of the segment is
-        self.counted = Signal(3, init=0)  # a beat of headers at each stage of counting
+        self.counted = Signal(3)  # a beat of headers at each stage of counting
         words = [self.head[32 * i:32 * i + HEADER_BITS] for i in range(per_beat)]
         left = Signal(range(SEGMENT_TILES + 1))
         m.d.comb += left.eq(self.segment - self.headed)

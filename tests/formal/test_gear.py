@@ -2,7 +2,7 @@
 
 import pytest
 from amaranth.hdl import Mux, Signal
-from prove import Bench
+from prove import Bench, Followed
 
 from alula.hw.lane.gear import Gear, WordQueue
 
@@ -74,20 +74,10 @@ def _queue(queue):
     bench.add(queue)
     write, data, ready = bench.free(1), bench.free(queue.bits), bench.free(1)
     m.d.comb += [queue.write.eq(write), queue.data.eq(data), queue.words.ready.eq(ready)]
-    left = queue.words.valid & ready
-    inside, mark = Signal(range(queue.depth + 1)), bench.free(1)
-    bench.assume(~write | (inside < queue.depth - 1))
-    m.d.sync += inside.eq(inside + write - left)
-    bench.must(~queue.words.valid | (inside != 0))
-    followed, ahead, word = Signal(), Signal(range(queue.depth + 1)), Signal(queue.bits)
-    bench.must(~(followed & left & (ahead == 0)) | (queue.words.payload == word))
-    with m.If(followed & left):
-        m.d.sync += ahead.eq(ahead - 1)
-        with m.If(ahead == 0):
-            m.d.sync += followed.eq(0)
-    with m.Elif(~followed & write & mark):
-        m.d.sync += [followed.eq(1), ahead.eq(inside - left), word.eq(data)]
-    bench.cover(followed & left & (ahead == 0) & (word == 1))
+    followed = Followed(bench, write, data, queue.words.valid & ready, queue.words.payload,
+                        queue.depth)
+    bench.assume(~write | (followed.inside < queue.depth - 1))
+    bench.cover(followed.leaves & (followed.entry == 1))
     return bench
 
 
