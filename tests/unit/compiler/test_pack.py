@@ -134,3 +134,15 @@ def test_unpack_any_bytes(data):
         unpack_stream(np.frombuffer(data, np.uint8), 1, 2, 32, SIM)
     except ValueError as error:
         assert str(error)
+
+
+def test_formats_text_knows_the_order_and_the_codes(monkeypatch):
+    """It is hashed into every program, so that one packed otherwise is refused."""
+    texts = {layout.describe()}
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "SECTIONS", layout.SECTIONS[::-1])
+        texts.add(layout.describe())
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "pattern_tables", lambda kept: (None, np.arange(kept)))
+        texts.add(layout.describe())
+    assert len(texts) == 3
