@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alula.hw.arch import ArchConfig, build
-from alula.hw.core import LANE_MODULE
-from alula.hw.top import TOP_MODULE, verilog
+from alula.hw.top import LANE_MODULE, TOP_MODULE, verilog
 
 FULL = 0.75  # share of a device beyond which routing becomes hard
 DEEPEST = 8  # LUTs between registers

@@ -51,7 +51,7 @@ class VectorBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.store = store = Ram(
-            shape=32 * self.arch.vector_width, depth=vector_words(self.arch))
+            shape=32 * self.arch.vector_width, depth=vector_words(self.arch), passive=True)
         read, write = store.read_port(), store.write_port(granularity=32)
         m.d.comb += [
             self.reads.ready.eq(~self.read_enable),
@@ -95,7 +95,7 @@ class ParamBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.store = store = Ram(
-            shape=32 * self.width, depth=self.words)
+            shape=32 * self.width, depth=self.words, passive=True)
         read, write = store.read_port(), store.write_port(granularity=32)
         m.d.comb += [read.addr.eq(self.address), write.addr.eq(self.write.address),
                      write.data.eq(self.write.data), write.en.eq(self.write.mask)]

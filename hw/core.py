@@ -1,11 +1,11 @@
-"""The accelerator without its control registers and buses to the control memory: only wiring."""
+"""The accelerator without its lanes, control registers and buses: only wiring."""
 
-from amaranth.hdl import Cat, Const, DomainRenamer, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, DomainRenamer, Module, Mux, ResetSignal, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import axi, isa
+from alula.hw import isa
 from alula.hw.axi import ADDRESS_BITS, REQUEST
 from alula.hw.buffers import ParamBuffer, VectorBuffer, write_layout
 from alula.hw.csr import Error
@@ -13,11 +13,11 @@ from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.gate import gated
 from alula.hw.gather import Gather
 from alula.hw.isa import BLOCK, WORD_BYTES, Queue
-from alula.hw.lane.lane import lane_signature
+from alula.hw.lane.lane import socket_signature
 from alula.hw.lane.prefetch import Load
 from alula.hw.load import LoadUnit
 from alula.hw.merger import Merger
-from alula.hw.once import Once
+from alula.hw.passive import passive
 from alula.hw.queues import INDEX_BITS, IssueQueue, Tokens
 from alula.hw.sequencer import UNITS, Sequencer
 from alula.hw.share import ReadShare
@@ -25,7 +25,6 @@ from alula.hw.step import StepTable
 from alula.hw.store import BEAT, StoreUnit
 from alula.hw.vector.unit import VectorUnit
 
-LANE_MODULE = "alula_lane"
 _WORD = ceil_log2(WORD_BYTES)
 
 
@@ -46,7 +45,7 @@ def fork(m, source, sinks, wanted=1):
 
 
 class Core(wiring.Component):
-    """Units, queues and lanes.
+    """Units and queues, and what they tell the lanes.
 
     Members
     -------
@@ -63,7 +62,7 @@ class Core(wiring.Component):
         Of the lanes.
     requests, words, write_requests, write_beats, written
         To and from the reader and the writer of the control memory.
-    memories : AXI4 master of each lane
+    lanes : ``In(socket_signature)`` of each lane
     beats : ``Out``
         How many of the lanes got a beat.
     """
@@ -81,7 +80,7 @@ class Core(wiring.Component):
             "write_requests": Out(stream.Signature(REQUEST)),
             "write_beats": Out(stream.Signature(BEAT)),
             "written": In(1),
-            "memories": Out(axi.signature(arch.beat_bytes)).array(arch.lanes),
+            "lanes": In(socket_signature(arch)).array(arch.lanes),
             "beats": Out(range(arch.lanes + 1)),
         })
 
@@ -93,16 +92,13 @@ class Core(wiring.Component):
         m.submodules.gather = self.gather = Gather(arch)
         self.step, self.load, self.store = StepTable(arch), LoadUnit(arch), StoreUnit(arch)
         self.vector, self.merger = VectorUnit(arch), Merger(arch)
-        self.queues, self.lanes = [], []
+        self.queues = []
         for queue in UNITS:
             m.submodules[f"queue_{queue.name.lower()}"] = issue = IssueQueue(arch.queue_depth)
             wiring.connect(m, self.sequencer.queues[queue], issue.commands)
             wiring.connect(m, issue.tokens, tokens.queues[queue])
             self.queues.append(issue)
         wiring.connect(m, self.sequencer.tokens, tokens.queues[Queue.SYS])
-        for at in range(arch.lanes):
-            m.submodules[f"lane_{at}"] = lane = Once(lane_signature(arch), LANE_MODULE)
-            self.lanes.append(lane)
         self._rest(m)
         self._control(m)
         self._memory(m)
@@ -265,8 +261,7 @@ class Core(wiring.Component):
             m.d.sync += [waiting.eq(left), storing.eq(left.any())]
             m.d.comb += self.store.lanes_done.eq(~left.any())
         for at, lane in enumerate(self.lanes):
-            axi.join(m, self.memories[at], lane.bus)
-            wiring.connect(m, lane.output, self.gather.lanes[at])
+            wiring.connect(m, wiring.flipped(lane.output), self.gather.lanes[at])
             m.d.comb += [
                 lane.loads.payload.kind.eq(Mux(is_pages, Load.PAGES, Load.STREAM)),
                 lane.loads.payload.address.eq(Cat(Const(0, _WORD), load.offset)),
@@ -274,7 +269,7 @@ class Core(wiring.Component):
                 lane.pages.payload.eq(self.load.lanes.payload),
                 lane.store.valid.eq(storing & waiting[at]), lane.store.payload.eq(held),
                 lane.lane.eq(at), lane.base.eq(self.bases[at]),
-                lane.drain.eq(self.drain), lane.clear.eq(self.clear),
+                lane.drain.eq(self.drain), lane.reset.eq(ResetSignal() | self.clear),
             ]
             # Registers, because these go to the far ends of the device.
             m.d.sync += [
@@ -282,7 +277,8 @@ class Core(wiring.Component):
                 lane.row.eq(self.step.row), lane.slot.eq(self.step.slot),
             ]
             for to, source in ((lane.codes, self.vector.codes), (lane.scales, self.vector.scales)):
-                m.d.sync += [to[name].eq(source[name]) for name, _ in source.shape()]
+                m.d.sync += [to[name].eq(passive(m, source[name]) if name in ("codes", "scale")
+                                         else source[name]) for name, _ in source.shape()]
         m.d.comb += [
             self.idle.eq(Cat(*(lane.idle for lane in self.lanes)).all()),
             self.beats.eq(sum(lane.beat for lane in self.lanes)),

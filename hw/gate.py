@@ -9,14 +9,14 @@ from amaranth.hdl import ClockDomain, ClockSignal, Instance, ResetSignal, Signal
 
 FLUSH = 1023  # clocks after a reset, in which what was under way leaves pipelines without reset
 MODULE = "alula_gate"
-# What opens the gate may change only after the rising edge, so it is taken at the falling one.
+# What opens the gate is taken while the clock is low, and held while it is high.
 VERILOG = f"""
 module {MODULE} (input clk, input open, output gated);
 `ifdef SYNTHESIS
   assign gated = clk;
 `else
-  reg opened = 1'b0;
-  always @(negedge clk) opened <= open;
+  reg opened;
+  always_latch if (!clk) opened = open;
   assign gated = clk & opened;
 `endif
 endmodule

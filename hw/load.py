@@ -82,7 +82,7 @@ class LoadUnit(wiring.Component):
             self.lanes.payload.eq(word),
         ]
         m.submodules.scales = scales = Ram(
-            shape=32, depth=arch.vector_elements // BLOCK)
+            shape=32, depth=arch.vector_elements // BLOCK, passive=True)
         keep, scale = scales.write_port(), scales.read_port()
         address, offset = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
         taken, part = Signal(BEATS_BITS), Signal(3)

@@ -58,9 +58,9 @@ class Merger(wiring.Component):
             "peak": signed(PEAK_BITS), "total": 32})
         m.submodules.states = states = Ram(shape=state, depth=entries)
         m.submodules.waiting = waiting = Ram(
-            shape=32 * width, depth=arch.merge_elements * PLACES // width)
+            shape=32 * width, depth=arch.merge_elements * PLACES // width, passive=True)
         m.submodules.scratch = scratch = Ram(
-            shape=32 * width, depth=HEAD_DIM_LIMIT // width)
+            shape=32 * width, depth=HEAD_DIM_LIMIT // width, passive=True)
         look, mark = states.read_port(), states.write_port()
         theirs, keep = waiting.read_port(), waiting.write_port()
         mine, put = scratch.read_port(), scratch.write_port()

@@ -9,6 +9,7 @@ from alula.hw import isa, layout
 from alula.hw.axi import ADDRESS_BITS, BEATS_BITS, REQUEST
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import TOP_K, WORD_BYTES
+from alula.hw.passive import passive
 from alula.hw.step import row_bits, row_layout
 
 READ_LATENCY = 2  # clocks from a buffer's address to its data
@@ -130,7 +131,8 @@ class StoreUnit(wiring.Component):
             stride.eq(Mux(is_top, _TOP_WORDS, store.stride)),
             self.requests.payload.address.eq(address),
             self.requests.payload.beats.eq(Mux(is_top, _TOP_WORDS, reader.beats)),
-            self.beats.payload.data.eq(Mux(is_top, tops[:8 * WORD_BYTES], reader.words.payload)),
+            self.beats.payload.data.eq(passive(
+                m, Mux(is_top, tops[:8 * WORD_BYTES], reader.words.payload))),
             self.beats.payload.strobe.eq(-1),
             self.lanes.payload.eq(word),
             self.top_row.eq(row), self.top_index.eq(at),

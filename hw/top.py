@@ -1,22 +1,19 @@
-"""The accelerator as a kernel: control registers, buses, and the core."""
+"""The accelerator: a kernel and its lanes, wired up."""
 
 import re
 
-from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal
+from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
 
-from alula.hw import axi, gate, ram
-from alula.hw.axi import AxiReader, AxiWriter
-from alula.hw.control import ControlRegisters, lite_signature
-from alula.hw.core import LANE_MODULE, Core
+from alula.hw import axi, gate, passive, ram
+from alula.hw.control import lite_signature
 from alula.hw.isa import WORD_BYTES
-from alula.hw.lane.lane import Lane
-from alula.hw.once import generate
-from alula.hw.supervisor import Supervisor
+from alula.hw.kernel import Kernel, kernel_signature
+from alula.hw.lane.lane import Lane, lane_signature, socket_signature
+from alula.hw.once import Once, generate
 
-TOP_MODULE = "alula"
+TOP_MODULE, KERNEL_MODULE, LANE_MODULE = "alula", "alula_kernel", "alula_lane"
 
 
 class Top(wiring.Component):
@@ -41,63 +38,32 @@ class Top(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.registers = registers = ControlRegisters(self.arch)
-        m.submodules.supervisor = supervisor = Supervisor()
-        reader, writer, core = AxiReader(WORD_BYTES), AxiWriter(WORD_BYTES), Core(self.arch)
-        # What a stopped run has asked for and not begun is forgotten with it.
-        m.domains += ClockDomain("core", local=True)
-        m.d.comb += [ClockSignal("core").eq(ClockSignal()),
-                     ResetSignal("core").eq(ResetSignal() | supervisor.clear)]
-        for name, part in (("reader", reader), ("writer", writer), ("core", core)):
-            m.submodules[name] = DomainRenamer("core")(part)
-        wiring.connect(m, wiring.flipped(self.s_axi_control), registers.bus)
-        axi.join(m, self.m_axi_control, reader.bus, writer.bus)
-        for port, memory in zip(self.m_axi_lane, core.memories, strict=True):
-            axi.join(m, port, memory)
-        wiring.connect(m, core.requests, reader.requests)
-        wiring.connect(m, reader.data, core.words)
-        self._writes(m, writer, core, supervisor)
-        shift = ceil_log2(WORD_BYTES)
-        m.d.comb += [
-            self.interrupt.eq(registers.interrupt),
-            supervisor.start.eq(registers.start), registers.finished.eq(supervisor.finished),
-            supervisor.watchdog.eq(registers.watchdog), supervisor.status.eq(registers.status),
-            registers.state.eq(supervisor.state), registers.error.eq(supervisor.error),
-            registers.index.eq(supervisor.index), registers.cycles.eq(supervisor.cycles),
-            core.go.eq(supervisor.go), core.instructions.eq(registers.instructions),
-            core.program.eq(registers.control + (registers.program << shift)),
-            core.base.eq(registers.control),
-            supervisor.ended.eq(core.ended), supervisor.failed.eq(core.failed),
-            supervisor.failed_index.eq(core.failed_index),
-            core.load_error.eq(reader.error), core.store_error.eq(writer.error),
-            core.drain.eq(supervisor.drain), core.clear.eq(supervisor.clear),
-            core.written.eq(writer.idle),
-            reader.drain.eq(supervisor.drain), writer.drain.eq(supervisor.drain),
-            supervisor.idle.eq(reader.idle & writer.idle & core.idle),
-        ]
-        m.d.comb += [mine.eq(base) for mine, base in zip(core.bases, registers.lanes, strict=True)]
-        m.d.sync += supervisor.beats.eq(supervisor.beats + core.beats)
+        arch = self.arch
+        m.submodules.kernel = kernel = Once(kernel_signature(arch), KERNEL_MODULE)
+        wiring.connect(m, wiring.flipped(self.s_axi_control), kernel.s_axi_control)
+        axi.join(m, self.m_axi_control, kernel.m_axi_control)
+        m.d.comb += self.interrupt.eq(kernel.interrupt)
+        for at, (socket, bus) in enumerate(zip(kernel.lanes, self.m_axi_lane, strict=True)):
+            m.submodules[f"lane_{at}"] = lane = Once(lane_signature(arch), LANE_MODULE)
+            axi.join(m, bus, lane.bus)
+            m.d.comb += lane.clear.eq(socket.reset)
+            for path, member, ours in socket_signature(arch).flatten(socket):
+                if path != ("reset",):
+                    theirs = lane
+                    for name in path:
+                        theirs = theirs[name] if isinstance(name, int) else getattr(theirs, name)
+                    m.d.comb += ours.eq(theirs) if member.flow is Out else theirs.eq(ours)
         return m
-
-    def _writes(self, m, writer, core, supervisor):
-        """The status record is written when the core does not write."""
-        mine = supervisor.requests.valid | supervisor.words.valid
-        for to, status, other in ((writer.requests, supervisor.requests, core.write_requests),
-                                  (writer.data, supervisor.words, core.write_beats)):
-            m.d.comb += [
-                to.valid.eq(Mux(mine, status.valid, other.valid)),
-                to.payload.eq(Mux(mine, status.payload, other.payload)),
-                status.ready.eq(to.ready), other.ready.eq(to.ready & ~mine),
-            ]
 
 
 def verilog(arch, primitive=False):
-    """Return the accelerator's Verilog: the kernel and, once, a lane.
+    """Return the accelerator's Verilog: the top, and, once, the kernel and a lane.
 
     ``primitive`` is for AMD's tools: DSP slices are instances, not arithmetic. Ports are named as
     kernels' are: ``m_axi_lane_0_araddr``.
     """
-    top = generate(Top(arch), TOP_MODULE)
     port = re.compile(r"\b[ms]_axi_\w+")
-    return ram.VERILOG + gate.VERILOG + generate(Lane(arch, primitive), LANE_MODULE) + port.sub(
-        lambda name: name[0].replace("__", "_"), top)
+    top = port.sub(lambda name: name[0].replace("__", "_"), generate(Top(arch), TOP_MODULE))
+    return "".join([*(module.VERILOG for module in (ram, passive, gate)),
+                    generate(Lane(arch, primitive), LANE_MODULE),
+                    generate(Kernel(arch), KERNEL_MODULE), top])

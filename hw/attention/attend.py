@@ -378,7 +378,7 @@ class _Scan:
         taken = Cat(Mux(self.piece >= block + b.bit_length(),
                         taken[8 * BLOCK * b:8 * BLOCK * (b + 1)], 0)
                     for b in range(arch.beat_bytes // BLOCK))
-        self.pieces = pieces = Ram(shape=8 * arch.beat_bytes, depth=32)
+        self.pieces = pieces = Ram(shape=8 * arch.beat_bytes, depth=32, passive=True)
         m.submodules.query = pieces
         kept, factors = pieces.write_port(), pieces.read_port(domain="comb")
         m.d.comb += [
@@ -427,7 +427,7 @@ class _Scan:
         result = []
         for half, name in enumerate(("key_scales", "value_scales")):
             m.submodules[name] = store = Ram(
-                shape=8 * unit.arch.beat_bytes, depth=depth)
+                shape=8 * unit.arch.beat_bytes, depth=depth, passive=True)
             write, read = store.write_port(), store.read_port(domain="comb")
             at, token = late(self.scale_at), late(self.token)
             m.d.comb += [

@@ -15,6 +15,7 @@ from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK, WORD_BYTES
 from alula.hw.lane.activation import READ_LATENCY
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
+from alula.hw.passive import passive
 from alula.hw.step import POSITION_BITS, SLOT_BITS, row_bits, row_layout
 
 _WORD = ceil_log2(WORD_BYTES)
@@ -114,7 +115,8 @@ class KeyValueStore(wiring.Component):
                 + Mux(is_value, store.head_dim * PAGE_TOKENS, 0))),
             last_part.eq((store.head_dim >> piece) - 1),
         ]
-        block, content = Signal(range(arch.beat_bytes // BLOCK)), self.beats.payload.data
+        block, content = Signal(range(arch.beat_bytes // BLOCK)), Signal(8 * arch.beat_bytes)
+        m.d.comb += self.beats.payload.data.eq(passive(m, content))
         fresh = self._block(m, taken, codes[_BLOCK:beat_bits], block, piece)
         m.d.comb += self.beats.payload.strobe.eq(
             self._strobe(address[:beat_bits], sends_scale, piece))

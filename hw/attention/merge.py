@@ -9,6 +9,7 @@ from alula.hw import fp, layout
 from alula.hw.attention.softmax import EMPTY, PEAK_BITS, STATS
 from alula.hw.attention.walk import HEAD_BITS, PAGE_BITS
 from alula.hw.numerics import PAGE_CLASSES
+from alula.hw.passive import passive
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
 from alula.hw.step import row_bits
@@ -264,7 +265,8 @@ class LaneMerge(wiring.Component):
         ]
         peak = store.mine_peak
         begin = Cat(peak, peak[-1].replicate(32 - PEAK_BITS), store.mine_total)
-        m.d.comb += packet.values.eq(Cat(Mux(packet.first, begin, word[:64]), word[64:]))
+        m.d.comb += packet.values.eq(passive(
+            m, Cat(Mux(packet.first, begin, word[:64]), word[64:])))
         with m.State("emit"):  # what is kept of the query is being read
             m.d.sync += [at.eq(0), ready.eq(0)]
             with m.If(wait == 0):
@@ -328,7 +330,8 @@ class _Store:
             read = []
             for bank in range(2):
                 m.submodules[f"{name}_{bank}"] = store = Ram(
-                    shape=bits, depth=2 * count, style="ultra" if name == "values" else "auto")
+                    shape=bits, depth=2 * count, passive=True,
+                    style="ultra" if name == "values" else "auto")
                 port = store.read_port()
                 m.d.comb += port.addr.eq(halves[bank] * count + at)
                 read.append(port.data)

@@ -66,8 +66,8 @@ class TreeSum(wiring.Component):
         m = Module()
         half = PAGE_TOKENS // 2
         # Sums of the next numbers come before the last ones are done: two sets of them.
-        m.submodules.low = low = Ram(shape=32, depth=half)
-        m.submodules.sums = sums = Ram(shape=32, depth=2 * half)
+        m.submodules.low = low = Ram(shape=32, depth=half, passive=True)
+        m.submodules.sums = sums = Ram(shape=32, depth=2 * half, passive=True)
         early, kept = low.write_port(), sums.write_port()
         first = low.read_port(domain="comb")
         second, third = sums.read_port(domain="comb"), sums.read_port(domain="comb")
@@ -187,7 +187,7 @@ class Softmax(wiring.Component):
             entering.en.eq(self.queries.valid & self.queries.ready),
         ]
         m.d.sync += accepted.eq(accepted + entering.en)
-        banks = {name: Ram(shape=32, depth=FLIGHT * PAGE_TOKENS)
+        banks = {name: Ram(shape=32, depth=FLIGHT * PAGE_TOKENS, passive=True)
                  for name in ("scores", "value_scales", "scaled")}
         for name, bank in banks.items():
             m.submodules[name] = bank
@@ -227,7 +227,7 @@ class Softmax(wiring.Component):
             port = banks[name].write_port()
             m.d.comb += [port.addr.eq(address), port.en.eq(late(score.valid, True)),
                          port.data.eq(number)]
-        m.submodules.largest = largest = Ram(shape=32, depth=FLIGHT)
+        m.submodules.largest = largest = Ram(shape=32, depth=FLIGHT, passive=True)
         result = largest.write_port()
         best, so_far = Signal(32, init=fp.to_bits(EMPTY)), Signal(32)
         m.d.comb += [
@@ -292,9 +292,11 @@ class Softmax(wiring.Component):
         end, out = p.at(at, scaled.stage), p.at(valid, scaled.stage)
         m.d.comb += [port.addr.eq(end), port.data.eq(scaled.signal), port.en.eq(out)]
         m.submodules.peaks = peaks = Ram(
-            shape=data.StructLayout({"peak": signed(PEAK_BITS), "largest": 32}), depth=FLIGHT)
+            shape=data.StructLayout({"peak": signed(PEAK_BITS), "largest": 32}), depth=FLIGHT,
+            passive=True)
         result = peaks.write_port()
-        m.submodules.whole = wholes = Ram(shape=PEAK_BITS, depth=FLIGHT)
+        m.submodules.whole = wholes = Ram(
+            shape=PEAK_BITS, depth=FLIGHT, passive=True)
         held, recalled = wholes.write_port(), wholes.read_port(domain="comb")
         best, so_far = Signal(32), Signal(32)
         last = out & (end[:_TOKEN] == PAGE_TOKENS - 1)
@@ -318,8 +320,8 @@ class Softmax(wiring.Component):
         products = banks["scaled"].read_port()
         depth = PLACES * arch.attention_queries
         m.submodules.codes = codes = Ram(
-            shape=SOFTMAX_BITS, depth=depth * PAGE_TOKENS)
-        m.submodules.stats = stats = Ram(shape=STATS, depth=depth)
+            shape=SOFTMAX_BITS, depth=depth * PAGE_TOKENS, passive=True)
+        m.submodules.stats = stats = Ram(shape=STATS, depth=depth, passive=True)
         code, stat = codes.write_port(), stats.write_port()
         read_code, read_stats = codes.read_port(), stats.read_port()
         # Past its last place a memory of a size that is no power of two has none: never addressed.

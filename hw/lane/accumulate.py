@@ -147,7 +147,8 @@ class ScaleAccumulate(wiring.Component):
         stage = sums[0].stage
         bits = max(len(sums[0].signal), GROUP_SUM_BITS)
         here = self._tag(p.at(self.tag_value, stage))
-        m.submodules.chunks = held = Ram(shape=2 * bits, depth=max(2, self.shape.pairs))
+        m.submodules.chunks = held = Ram(
+            shape=2 * bits, depth=max(2, self.shape.pairs), passive=True)
         write, read = held.write_port(), held.read_port(domain="comb")
         totals = []
         for token, number in enumerate(sums[:2]):
@@ -167,7 +168,7 @@ class ScaleAccumulate(wiring.Component):
         """
         m, p, shape = self.m, self.p, self.shape
         m.submodules.accumulators = held = Ram(
-            shape=64 * TILE_ROWS, depth=STRIP_BANKS * max(2, shape.pairs))
+            shape=64 * TILE_ROWS, depth=STRIP_BANKS * max(2, shape.pairs), passive=True)
         write, read = held.write_port(granularity=64), held.read_port(domain="comb")
         stage = terms[0].stage
         end = stage + fp.ADD_LATENCY

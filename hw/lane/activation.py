@@ -65,7 +65,8 @@ class ActivationBuffer(wiring.Component):
         blocks, log2 = self.arch.beat_bytes // BLOCK, self._blocks_log2()
         words = self.arch.activation_elements // self.arch.beat_bytes
         row_bits = ceil_log2(self.arch.rows)
-        m.submodules[name] = held = Ram(shape=bits * blocks, depth=words << row_bits)
+        m.submodules[name] = held = Ram(shape=bits * blocks, depth=words << row_bits,
+                                             passive=True)
         write, read = held.write_port(granularity=bits), held.read_port()
         m.d.comb += [
             write.addr.eq(Cat(put.row[:row_bits], put.block >> log2)),

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from alula.hw.isa import BLOCK, TILE_ROWS
 from alula.hw.lane.delay import delayed_flag
 from alula.hw.lane.shape import LaneShape
+from alula.hw.passive import passive
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
 
@@ -56,7 +57,8 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         self.m = m = Module()
         self.steps = TILE_ROWS // self.rows
-        m.submodules.pairs = self.pairs = Ram(shape=64 * self.rows, depth=BUFFERS * self.steps)
+        m.submodules.pairs = self.pairs = Ram(
+            shape=64 * self.rows, depth=BUFFERS * self.steps, passive=True)
         self.freed = Signal()  # the other side is through with a pair
         self._give(self._take())
         return m
@@ -137,7 +139,8 @@ class Drain(wiring.Component):
             values.append(p.scale_by_power(value, power))
         valid = p.at(p.input(read, reset=True), values[0].stage)
         ends = p.at(p.input(read & last, reset=True), values[0].stage)
-        word = results.payload.values
+        word = Signal.like(results.payload.values)
+        m.d.comb += results.payload.values.eq(passive(m, word))
         with m.If(valid):
             m.d.sync += word.eq(Cat(word[32 * self.rows:], *(value.signal for value in values)))
         with m.If(ends):

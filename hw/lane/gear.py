@@ -85,7 +85,7 @@ class WordQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.held = held = Ram(shape=self.bits, depth=self.depth)
+        m.submodules.held = held = Ram(shape=self.bits, depth=self.depth, passive=True)
         write, read = held.write_port(), held.read_port()
         begin, end = Signal(range(self.depth)), Signal(range(self.depth))
         look = Signal()

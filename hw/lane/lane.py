@@ -43,6 +43,13 @@ def lane_signature(arch):
         "output": Out(stream.Signature(output_layout(arch))), "beat": Out(1)})
 
 
+def socket_signature(arch):
+    """Return what the rest of the accelerator has of a lane: all but its bus, and its reset."""
+    members = dict(lane_signature(arch).members)
+    del members["bus"]
+    return wiring.Signature(members | {"reset": In(1)})
+
+
 class Lane(wiring.Component):
     """Compute one lane's share of matrix products and of attention, and keep its cache.
 
@@ -145,8 +152,9 @@ class Lane(wiring.Component):
     def _table(self, m):
         """Keep the rows of the step."""
         rows = [Signal(row_layout(self.arch), name=f"row_{at}") for at in range(self.arch.rows)]
+        gated(m, "table", self.row.valid)
         with m.If(self.row.valid):
-            m.d.sync += Array(rows)[self.row.index].eq(self.row.row)
+            m.d.table += Array(rows)[self.row.index].eq(self.row.row)
         return rows
 
     def _slots(self, m, name, reader):

@@ -131,7 +131,7 @@ class Operands(wiring.Component):
 
     def _ram(self, name, bits, depth, enable, address, content, read_address):
         m = self.m
-        m.submodules[name] = held = Ram(shape=bits, depth=depth)
+        m.submodules[name] = held = Ram(shape=bits, depth=depth, passive=True)
         write, read = held.write_port(), held.read_port(domain="comb")
         m.d.comb += [write.en.eq(enable), write.addr.eq(address), write.data.eq(content),
                      read.addr.eq(read_address)]

@@ -45,7 +45,7 @@ class RowStore(wiring.Component):
         for bank in range(rows):
             share = items[bank::rows]
             m.submodules[f"bank_{bank}"] = held = Ram(
-                shape=bits * len(share), depth=self.depth)
+                shape=bits * len(share), depth=self.depth, passive=True)
             write, port = held.write_port(), held.read_port(domain="comb")
             at = Signal(8)  # of the item that this bank holds of those wanted
             ahead = Signal(range(rows))

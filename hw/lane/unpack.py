@@ -17,6 +17,7 @@ from alula.hw.lane.rowstore import RowStore
 from alula.hw.lane.shape import SELECT_BITS, LaneShape
 from alula.hw.lane.steps import START, Kind, Steps, step_layout
 from alula.hw.lane.window import window
+from alula.hw.passive import passive
 
 COARSE_BYTES, COARSE_BITS = 16, 128  # the first shift's unit: of the stream, of position codes
 TAKEN = 2  # stage at which what a step takes is at its place
@@ -155,7 +156,7 @@ class Unpacker(wiring.Component):
             dense = Cat(Const(0, SELECT_BITS - 1), further[j]).replicate(layout.CASCADE)
             selects.append(Mux(kept == 0, dense, sparse))
             lows.append(decoder.low)
-        m.d.comb += self.bundles.payload.selects.eq(Cat(selects))
+        m.d.comb += self.bundles.payload.selects.eq(passive(m, Cat(selects)))
         return lows
 
     def _weights(self, taken, zeros, lows):
@@ -166,13 +167,14 @@ class Unpacker(wiring.Component):
         points = self._register(self._by_half_window(
             self._points(zeros, stages[TAKEN + 1]), stages[TAKEN + 1]))
         held = self._register(self._held(stages[-2]))
-        self.m.d.comb += self.bundles.payload.weights.eq(Cat(
+        weights = Cat(
             self._weight(code, point, held[slot // QUAD], lows[slot // layout.CASCADE], slot)
             for slot, (code, point) in enumerate(
                 (code, point) for half_window, point in zip(
                     _cut(placed, 8 * layout.CASCADE, shape.half_windows),
                     _cut(points, 8, shape.half_windows), strict=True)
-                for code in _cut(half_window, 8, layout.CASCADE))))
+                for code in _cut(half_window, 8, layout.CASCADE)))
+        self.m.d.comb += self.bundles.payload.weights.eq(passive(self.m, weights))
 
     def _weight(self, code, point, held, low, slot):
         """Return a slot's code less its zero point, 0 if it holds none."""
@@ -260,7 +262,7 @@ class Unpacker(wiring.Component):
         m.d.comb += [bundle[name].eq(self._register(last[name]))
                      for name in ("regions_log2", "count", "chunk", "last_chunk", "last_of_tile",
                                   "end_of_strip")]
-        m.d.comb += bundle.scales.eq(self._register(scales, LATENCY - TAKEN - 1))
+        m.d.comb += bundle.scales.eq(passive(m, self._register(scales, LATENCY - TAKEN - 1)))
         # The r-th row of a step is the present row with done + r present rows before it.
         step = self.stages[1]
         ranks = [Signal(4, name=f"rank_{row}") for row in range(TILE_ROWS)]

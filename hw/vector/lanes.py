@@ -175,7 +175,8 @@ class Lanes(wiring.Component):
     def _sum(self, m, p, tags, plain, second, y2):
         """Return the sum, which SQUARE and FOLD also keep as a partial sum."""
         width, depth = self.arch.vector_width, partial_words(self.arch)
-        m.submodules.partials = partials = Ram(shape=32 * width, depth=depth)
+        m.submodules.partials = partials = Ram(shape=32 * width, depth=depth,
+                                              passive=True)
         mine, other = partials.read_port(domain="comb"), partials.read_port(domain="comb")
         write = partials.write_port()
         stage = _SECOND_STAGE

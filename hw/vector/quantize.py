@@ -192,7 +192,8 @@ class Quantize(wiring.Component):
         """Keep the words until their group's peak is known, then read them again."""
         most = (1 << _GROUP_BITS) // self.arch.vector_width + 40  # a group and those on the way
         depth = 1 << (most - 1).bit_length()
-        m.submodules.held = held = Ram(shape=32 * self.arch.vector_width, depth=depth)
+        m.submodules.held = held = Ram(shape=32 * self.arch.vector_width, depth=depth,
+                                      passive=True)
         write, read = held.write_port(), held.read_port()
         m.d.comb += [write.data.eq(x.signal),
                      write.en.eq(p.at(p.input(reading.next, reset=True), x.stage))]

@@ -162,7 +162,7 @@ class SelectTop(wiring.Component):
         """Keep all rows' lists in a memory; what was cleared reads as nothing."""
         arch = self.arch
         depth = TOP_K << (arch.rows - 1).bit_length()
-        m.submodules.lists = lists = Ram(shape=64, depth=depth)
+        m.submodules.lists = lists = Ram(shape=64, depth=depth, passive=True)
         read, write = lists.read_port(), lists.write_port()
         fresh, was_fresh = Signal(arch.rows, init=~0), Signal()
         wanted = Signal(range(arch.rows))

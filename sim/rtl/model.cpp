@@ -1,14 +1,17 @@
 // The world around the simulated accelerator: a clock, memories behind AXI4 ports, and a host on
-// AXI4-Lite. `ports.h` is generated and binds the ports of the Verilated top to the structures here.
+// AXI4-Lite. The kernel and the lanes are models of their own, so that the code of a lane is there
+// once. `ports.h` is generated; it binds their ports to each other and to the structures here.
 
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
-#include "Vtop.h"
+#include "Vkernel.h"
+#include "Vlane.h"
 #include "verilated.h"
 #ifdef ALULA_TRACE
 #include "verilated_fst_c.h"
@@ -139,9 +142,17 @@ struct Port {
     }
 };
 
+// Set a port; return whether it changes.
+template <class T> bool give(T &to, const T &from) {
+    if (!memcmp(&to, &from, sizeof(T))) return false;
+    memcpy(&to, &from, sizeof(T));
+    return true;
+}
+
 struct Machine {
     VerilatedContext context;
-    std::unique_ptr<Vtop> top;
+    std::unique_ptr<Vkernel> top;
+    std::vector<std::unique_ptr<Vlane>> lanes;
     std::vector<Port> ports;
     uint64_t now = 0;
 #ifdef ALULA_TRACE
@@ -150,6 +161,27 @@ struct Machine {
 #endif
 
     Machine();
+    bool to_lane(size_t lane);    // give a lane what the kernel says; return whether that is new
+    bool from_lane(size_t lane);  // and the kernel what a lane says
+
+    void set_clock(int level) {
+        top->clk = level;
+        for (auto &lane : lanes) lane->clk = level;
+    }
+
+    // Let everything follow from what the registers and the memories say, while the clock is low.
+    void settle() {
+        set_clock(0);
+        for (bool first = true, news = true; news; first = false) {
+            news = first;
+            for (size_t at = 0; at < lanes.size(); ++at)
+                if (to_lane(at) | first) {
+                    lanes[at]->eval();
+                    news |= from_lane(at);
+                }
+            if (news) top->eval();
+        }
+    }
 
     void clock() {
         begin();
@@ -159,54 +191,54 @@ struct Machine {
     // The first half of a clock: memories offer what they have, and all that needs no edge follows.
     void begin() {
         for (Port &port : ports) port.offer(now);
-        top->clk = 0;
-        top->eval();
+        settle();
         dump(2 * now);
     }
 
     void end() {
         if (!top->rst)
             for (Port &port : ports) port.take(now);
-        top->clk = 1;
+        set_clock(1);
         top->eval();
+        for (auto &lane : lanes) lane->eval();
         dump(2 * now + 1);
         ++now;
     }
 
     // One access on AXI4-Lite.
     void write_register(uint32_t address, uint32_t value) {
-        top->s_axi_control_awaddr = address;
-        top->s_axi_control_wdata = value;
-        top->s_axi_control_wstrb = 15;
-        top->s_axi_control_awvalid = top->s_axi_control_wvalid = 1;
-        top->s_axi_control_bready = 1;
+        top->s_axi_control___05Fawaddr = address;
+        top->s_axi_control___05Fwdata = value;
+        top->s_axi_control___05Fwstrb = 15;
+        top->s_axi_control___05Fawvalid = top->s_axi_control___05Fwvalid = 1;
+        top->s_axi_control___05Fbready = 1;
         bool sent = false;
         while (!sent) {
             begin();
-            sent = top->s_axi_control_awready && top->s_axi_control_wready;
+            sent = top->s_axi_control___05Fawready && top->s_axi_control___05Fwready;
             end();
         }
-        top->s_axi_control_awvalid = top->s_axi_control_wvalid = 0;
-        while (!top->s_axi_control_bvalid) clock();
+        top->s_axi_control___05Fawvalid = top->s_axi_control___05Fwvalid = 0;
+        while (!top->s_axi_control___05Fbvalid) clock();
         clock();
     }
 
     uint32_t read_register(uint32_t address) {
-        top->s_axi_control_araddr = address;
-        top->s_axi_control_arvalid = 1;
-        top->s_axi_control_rready = 0;
+        top->s_axi_control___05Faraddr = address;
+        top->s_axi_control___05Farvalid = 1;
+        top->s_axi_control___05Frready = 0;
         bool sent = false;
         while (!sent) {
             begin();
-            sent = top->s_axi_control_arready;
+            sent = top->s_axi_control___05Farready;
             end();
         }
-        top->s_axi_control_arvalid = 0;
-        while (!top->s_axi_control_rvalid) clock();
-        uint32_t value = top->s_axi_control_rdata;
-        top->s_axi_control_rready = 1;
+        top->s_axi_control___05Farvalid = 0;
+        while (!top->s_axi_control___05Frvalid) clock();
+        uint32_t value = top->s_axi_control___05Frdata;
+        top->s_axi_control___05Frready = 1;
         clock();
-        top->s_axi_control_rready = 0;
+        top->s_axi_control___05Frready = 0;
         return value;
     }
 
@@ -245,6 +277,7 @@ Machine *alula_new() {
 
 void alula_delete(Machine *machine) {
     machine->top->final();
+    for (auto &lane : machine->lanes) lane->final();
     delete machine;
 }
 
@@ -297,6 +330,7 @@ int alula_trace(Machine *machine, const char *path, uint64_t start, uint64_t clo
 #ifdef ALULA_TRACE
     machine->trace.reset(new VerilatedFstC);
     machine->top->trace(machine->trace.get(), 99);
+    for (auto &lane : machine->lanes) lane->trace(machine->trace.get(), 99);
     machine->trace->open(path);
     machine->trace_start = 2 * start;
     machine->trace_stop = 2 * (start + clocks);
