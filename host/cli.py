@@ -41,8 +41,9 @@ from alula.host.session import Session
 from alula.host.text import Stream, Text, read_files
 from alula.hw import isa
 from alula.hw.arch import BUILDS, build
+from alula.sim.memory import MemoryModel
 from alula.sim.rtl.build import BuildError
-from alula.sim.rtl.simulation import MemoryModel, RunError
+from alula.sim.rtl.simulation import RunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Run large language models on FPGAs.")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from alula.compiler.program import Program
 from alula.sim.golden import Machine
-from alula.sim.rtl.simulation import MemoryModel
+from alula.sim.memory import MemoryModel
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from alula.compiler.program import Program
 from alula.host.device import Counters, Report, Trace
 from alula.hw import isa
+from alula.sim.memory import MemoryModel
 from alula.sim.rtl.build import library
 from alula.sim.rtl.limits import check
-from alula.sim.rtl.simulation import APART, BASE, MemoryModel, Simulation
+from alula.sim.rtl.simulation import APART, BASE, Simulation
 
 
 def _silent(name: str, total: float) -> Callable[[float], None]:

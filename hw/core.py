@@ -18,7 +18,7 @@ from alula.hw.lane.prefetch import Load
 from alula.hw.load import LoadUnit
 from alula.hw.merger import Merger
 from alula.hw.passive import passive
-from alula.hw.queues import INDEX_BITS, IssueQueue, Tokens
+from alula.hw.queues import INDEX_BITS, WATCH, IssueQueue, Tokens
 from alula.hw.sequencer import UNITS, Sequencer
 from alula.hw.share import ReadShare
 from alula.hw.step import StepTable
@@ -63,6 +63,8 @@ class Core(wiring.Component):
     requests, words, write_requests, write_beats, written
         To and from the reader and the writer of the control memory.
     lanes : ``In(socket_signature)`` of each lane
+    watch : ``Out(WATCH)`` of each queue
+        What it runs, for those who watch a simulation.
     beats : ``Out``
         How many of the lanes got a beat.
     """
@@ -81,6 +83,7 @@ class Core(wiring.Component):
             "write_beats": Out(stream.Signature(BEAT)),
             "written": In(1),
             "lanes": In(socket_signature(arch)).array(arch.lanes),
+            "watch": Out(WATCH).array(len(UNITS)),
             "beats": Out(range(arch.lanes + 1)),
         })
 
@@ -98,6 +101,8 @@ class Core(wiring.Component):
             wiring.connect(m, self.sequencer.queues[queue], issue.commands)
             wiring.connect(m, issue.tokens, tokens.queues[queue])
             self.queues.append(issue)
+            watch = self.watch[len(self.queues) - 1]
+            m.d.comb += [watch.runs.eq(issue.runs), watch.index.eq(issue.index)]
         wiring.connect(m, self.sequencer.tokens, tokens.queues[Queue.SYS])
         self._rest(m)
         self._control(m)

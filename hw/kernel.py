@@ -11,6 +11,8 @@ from alula.hw.control import ControlRegisters, lite_signature
 from alula.hw.core import Core
 from alula.hw.isa import WORD_BYTES
 from alula.hw.lane.lane import socket_signature
+from alula.hw.queues import WATCH
+from alula.hw.sequencer import UNITS
 from alula.hw.supervisor import Supervisor
 
 
@@ -21,6 +23,7 @@ def kernel_signature(arch):
         "m_axi_control": Out(axi.signature(WORD_BYTES)),
         "interrupt": Out(1),
         "lanes": In(socket_signature(arch)).array(arch.lanes),
+        "watch": Out(WATCH).array(len(UNITS)),
     })
 
 
@@ -33,6 +36,7 @@ class Kernel(wiring.Component):
     m_axi_control : AXI4 master of ``isa.WORD_BYTES``
     interrupt : ``Out(1)``
     lanes : ``In(socket_signature)`` of each lane
+    watch : ``Out(WATCH)`` of each queue
     """
 
     def __init__(self, arch):
@@ -60,6 +64,7 @@ class Kernel(wiring.Component):
         shift = ceil_log2(WORD_BYTES)
         m.d.comb += [
             self.interrupt.eq(registers.interrupt),
+            *(mine.eq(queue) for mine, queue in zip(self.watch, core.watch, strict=True)),
             supervisor.start.eq(registers.start), registers.finished.eq(supervisor.finished),
             supervisor.watchdog.eq(registers.watchdog), supervisor.status.eq(registers.status),
             registers.state.eq(supervisor.state), registers.error.eq(supervisor.error),

@@ -10,6 +10,7 @@ from alula.hw.formats import COMMAND_BITS, instruction_layout
 INDEX_BITS = 16  # of an instruction in the program
 QUEUES = len(isa.Queue)
 COMMAND = data.StructLayout({"word": COMMAND_BITS, "index": INDEX_BITS})
+WATCH = data.StructLayout({"runs": 1, "index": INDEX_BITS})  # what a queue runs
 HEADER = instruction_layout(isa.Sync)  # the fields that every instruction has, at their places
 
 
@@ -64,7 +65,7 @@ class IssueQueue(wiring.Component):
     done : ``In(1)``
         A pulse when the command taken last has ended; not in the clock it is taken.
     index : ``Out(INDEX_BITS)``
-        Which instruction runs or waits.
+        Which instruction runs or waits; runs : ``Out(1)``, whether it runs.
     idle : ``Out(1)``
         Nothing waits and nothing runs.
     active : ``Out(1)``
@@ -79,6 +80,7 @@ class IssueQueue(wiring.Component):
             "unit": Out(stream.Signature(COMMAND_BITS)),
             "done": In(1),
             "index": Out(INDEX_BITS),
+            "runs": Out(1),
             "idle": Out(1),
             "active": Out(1),
             "tokens": Out(token_port()),
@@ -101,7 +103,7 @@ class IssueQueue(wiring.Component):
             self.tokens.wait.eq(header.wait),
             self.tokens.release.eq(header.release),
             self.idle.eq(~queue.r_rdy),
-            self.active.eq(busy | self.unit.valid),
+            self.active.eq(busy | self.unit.valid), self.runs.eq(busy),
         ]
         with m.If(busy):
             m.d.comb += [self.tokens.give.eq(self.done), queue.r_en.eq(self.done)]

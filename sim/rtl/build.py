@@ -152,14 +152,17 @@ def _ports(arch: ArchConfig) -> str:
     from amaranth.lib.wiring import Out
 
     from alula.hw.lane.lane import socket_signature
+    from alula.hw.sequencer import UNITS
 
     pins = ("araddr", "arlen", "arvalid", "arready", "rresp", "rlast", "rvalid", "rready",
             "awaddr", "awlen", "awvalid", "awready", "wlast", "wvalid", "wready", "bresp",
             "bvalid", "bready", "rdata", "wdata", "wstrb")
     lines = ["Machine::Machine() : top(new Vkernel(&context, \"kernel\")) {",
              "#ifdef ALULA_TRACE", "    context.traceEverOn(true);", "#endif",
-             f"    ports.resize({1 + arch.lanes});", f"    for (int at = 0; at < {arch.lanes}; ++at)",
-             "        lanes.emplace_back(new Vlane(&context, (\"lane_\" + std::to_string(at)).c_str()));"]
+             f"    ports.resize({1 + arch.lanes});",
+             f"    for (int at = 0; at < {arch.lanes}; ++at) {{",
+             "        std::string name = \"lane_\" + std::to_string(at);",
+             "        lanes.emplace_back(new Vlane(&context, name.c_str()));", "    }"]
     buses = [("top->m_axi_control", 16)] + [
         (f"lanes[{lane}]->bus", arch.beat_bytes) for lane in range(arch.lanes)]
     for at, (bus, size) in enumerate(buses):
@@ -180,6 +183,8 @@ def _ports(arch: ArchConfig) -> str:
                     gives.append(f"give({ours}, {theirs})" if wanted else f"give({theirs}, {ours})")
             lines.append(f"        case {lane}: return " + "\n            | ".join(gives) + ";")
         lines += ["    }", "    return false;", "}"]
+    lines += ["void Machine::watched(uint64_t *words) {",
+              *(f"    words[{at}] = {_cxx(f'top->watch__{at}')};" for at in range(len(UNITS))), "}"]
     return "\n".join([*lines, ""])
 
 

@@ -2,6 +2,7 @@
 // AXI4-Lite. The kernel and the lanes are models of their own, so that the code of a lane is there
 // once. `ports.h` is generated; it binds their ports to each other and to the structures here.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -35,10 +36,96 @@ struct Timing {
     uint32_t stall = 0;          // chance that a channel waits in a clock
 };
 
+// A channel of dynamic memory; times in picoseconds. Ref: alula.sim.memory.Dram, which says what
+// each means and where its value is from; the order of the fields is the same there.
+struct DramTiming {
+    uint64_t clock;  // of the accelerator
+    uint64_t access_bytes, burst, row_bytes, banks, interleave;
+    uint64_t activate, precharge, column, row_open, read_to_precharge, write_recovery;
+    uint64_t between_activates, four_activates, write_to_read, read_to_write;
+    uint64_t refresh_every, refresh_takes, controller;
+};
+
+// In-order accesses to open rows. A row is opened as soon as its access is queued, so while other
+// banks transfer; refresh stops all banks.
+struct Dram {
+    DramTiming t{};
+    struct Bank {
+        uint64_t row = ~0ull, opened = 0, usable = 0, closable = 0;
+    };
+    std::vector<Bank> banks;
+    uint64_t bus = 0, activated[4] = {}, next_refresh = 0, oldest = 0;
+    bool writing = false;
+
+    void set(const DramTiming &timing) {
+        *this = Dram();
+        t = timing;
+        banks.assign(t.banks, Bank());
+        next_refresh = t.refresh_every;
+    }
+
+    bool on() const { return t.clock != 0; }
+
+    // Move some bytes; return when the last of them is there.
+    uint64_t access(uint64_t address, uint64_t bytes, bool write, uint64_t asked) {
+        for (uint64_t end = address + bytes; address < end; address += t.access_bytes)
+            one(address, write, asked);
+        return bus;
+    }
+
+    void one(uint64_t address, bool write, uint64_t asked) {
+        while (std::max(bus, asked) >= next_refresh) refresh();
+        // Neighbours are in different bank groups; then columns, banks, rows.
+        uint64_t unit = address / t.access_bytes;
+        uint64_t group = unit % t.interleave;
+        uint64_t column = unit / t.interleave;
+        uint64_t per_row = t.row_bytes / t.access_bytes;
+        uint64_t block = column / per_row;
+        Bank &bank = banks[(block % (t.banks / t.interleave)) * t.interleave + group];
+        uint64_t row = block / (t.banks / t.interleave);
+        if (bank.row != row) open(bank, row, asked);
+        uint64_t start = std::max(std::max(bank.usable, asked) + t.column, bus);
+        if (write != writing)
+            start = std::max(start, bus + (write ? t.read_to_write : t.write_to_read));
+        writing = write;
+        bus = start + t.burst;
+        uint64_t closable = write ? bus + t.write_recovery : start - t.column + t.read_to_precharge;
+        bank.closable = std::max(bank.closable, closable);
+    }
+
+    void open(Bank &bank, uint64_t row, uint64_t asked) {
+        uint64_t when = asked;
+        if (bank.row != ~0ull)
+            when = std::max({when, bank.closable, bank.opened + t.row_open}) + t.precharge;
+        when = std::max({when, bank.opened ? bank.opened + t.row_open + t.precharge : 0,
+                         activated[(oldest + 3) & 3] + t.between_activates,
+                         activated[oldest] + t.four_activates});
+        activated[oldest] = when;
+        oldest = (oldest + 1) & 3;
+        bank.row = row;
+        bank.opened = when;
+        bank.usable = when + t.activate;
+        bank.closable = 0;
+    }
+
+    void refresh() {
+        uint64_t start = std::max(bus, next_refresh) + t.precharge;
+        next_refresh += t.refresh_every;
+        bus = start + t.refresh_takes;
+        for (Bank &bank : banks) {
+            bank.row = ~0ull;
+            bank.opened = 0;
+            bank.usable = bank.closable = 0;
+        }
+        for (uint64_t &when : activated) when = std::min(when, bus);
+        for (Bank &bank : banks) bank.usable = bus;
+    }
+};
+
 struct Burst {
     uint64_t address;
     uint32_t beats;
-    uint64_t ready;  // the clock in which its first beat may come
+    uint64_t ready;  // the clock in which its next beat may come
 };
 
 struct Port {
@@ -58,10 +145,17 @@ struct Port {
     std::mt19937 random;
     std::deque<Burst> reads, writes, answers;
     bool write_failed = false, read_taken = false, answer_taken = false;
+    Dram dram;
+    std::deque<uint64_t> times;  // the clocks in which the beats of all reads may come
     uint32_t credit = 0;
     uint64_t read_beats = 0, written_beats = 0, errors = 0;
 
     bool stalls() { return timing.stall && (random() & 0xFFFF) < timing.stall; }
+
+    // The first clock in which what the memory has at a time is at the port.
+    uint64_t clock_of(uint64_t time) const {
+        return (time + dram.t.controller + dram.t.clock - 1) / dram.t.clock;
+    }
 
     uint8_t *find(uint64_t address, bool writing) {
         if (address + bytes > denied && address < denied + denied_size) return nullptr;
@@ -109,9 +203,22 @@ struct Port {
             ++read_beats;
             burst.address += bytes;
             if (!--burst.beats) reads.pop_front();
+            if (dram.on()) {
+                times.pop_front();
+                if (!reads.empty()) reads.front().ready = times.front();
+            }
         }
-        if (*arvalid && *arready)
-            reads.push_back({*araddr, uint32_t(*arlen) + 1, now + timing.latency});
+        if (*arvalid && *arready) {
+            Burst burst{*araddr, uint32_t(*arlen) + 1, now + timing.latency};
+            if (dram.on()) {
+                uint64_t asked = now * dram.t.clock;
+                for (uint32_t beat = 0; beat < burst.beats; ++beat)
+                    times.push_back(clock_of(dram.access(burst.address + beat * bytes, bytes, false,
+                                                         asked)));
+                burst.ready = times[times.size() - burst.beats];
+            }
+            reads.push_back(burst);
+        }
         if (*bvalid && *bready) {
             answer_taken = true;
             answers.pop_front();
@@ -133,12 +240,41 @@ struct Port {
                     if (mask >> at & 1) target[at] = source[at];
         }
         ++written_beats;
+        uint64_t answer = now + timing.latency;
+        if (dram.on())
+            answer = clock_of(dram.access(burst.address, bytes, true, now * dram.t.clock));
         burst.address += bytes;
         if (--burst.beats) return;
-        answers.push_back({0, write_failed ? 3u : 0u, now + timing.latency});
+        answers.push_back({0, write_failed ? 3u : 0u, answer});
         errors += write_failed;
         write_failed = false;
         writes.pop_front();
+    }
+};
+
+// A unit's instruction began or ended.
+struct Event {
+    uint64_t clock;
+    uint32_t queue, index, begins;
+};
+
+// What a lane does in a clock. Ref: alula.sim.cycles.REASONS.
+enum { BEAT, MEMORY, CONTROL, FIRST_QUEUE };
+constexpr size_t QUEUES = 5, REASONS = FIRST_QUEUE + QUEUES;
+constexpr size_t PRIORITY[QUEUES] = {2, 3, 4, 0, 1};  // MM, MV, MISC, LD, ST: what keeps a lane
+
+// What units and lanes do, clock by clock, while someone watches.
+struct Watch {
+    bool on = false;
+    uint32_t state[QUEUES] = {};
+    std::vector<Event> events;
+    std::vector<uint64_t> clocks;  // by lane and reason
+
+    void unit(uint64_t now, uint32_t queue, uint32_t word) {
+        if (word == state[queue]) return;
+        if (state[queue] & 1) events.push_back({now, queue, state[queue] >> 1, 0});
+        if (word & 1) events.push_back({now, queue, word >> 1, 1});
+        state[queue] = word & 1 ? word : 0;
     }
 };
 
@@ -154,6 +290,7 @@ struct Machine {
     std::unique_ptr<Vkernel> top;
     std::vector<std::unique_ptr<Vlane>> lanes;
     std::vector<Port> ports;
+    Watch watch;
     uint64_t now = 0;
 #ifdef ALULA_TRACE
     std::unique_ptr<VerilatedFstC> trace;
@@ -195,7 +332,28 @@ struct Machine {
         dump(2 * now);
     }
 
+    // Before the clock's end, when all that is offered and taken in it is known.
+    void look() {
+        uint64_t words[QUEUES];
+        watched(words);
+        size_t keeps = CONTROL;
+        for (size_t queue = QUEUES; queue-- > 0;)
+            if (words[PRIORITY[queue]] & 1) keeps = FIRST_QUEUE + PRIORITY[queue];
+        for (size_t queue = 0; queue < QUEUES; ++queue)
+            watch.unit(now, queue, words[queue] & 1 ? uint32_t(words[queue]) : 0);
+        for (size_t lane = 0; lane < lanes.size(); ++lane) {
+            const Port &port = ports[1 + lane];
+            size_t reason = *port.rvalid && *port.rready ? size_t(BEAT)
+                            : !port.reads.empty() && !*port.rvalid ? size_t(MEMORY)
+                                                                   : keeps;
+            ++watch.clocks[lane * REASONS + reason];
+        }
+    }
+
+    void watched(uint64_t *words);  // each queue: whether it runs, and the instruction
+
     void end() {
+        if (watch.on) look();
         if (!top->rst)
             for (Port &port : ports) port.take(now);
         set_clock(1);
@@ -298,6 +456,27 @@ void alula_timing(Machine *machine, uint32_t port, uint32_t latency, uint32_t be
     machine->ports[port].timing = {latency, beats_per_1024, stall};
     machine->ports[port].random.seed(seed + port);
 }
+
+// Let a port's memory be a channel of dynamic memory; `values` are those of DramTiming.
+void alula_dram(Machine *machine, uint32_t port, const uint64_t *values) {
+    DramTiming timing;
+    memcpy(&timing, values, sizeof timing);
+    machine->ports[port].dram.set(timing);
+}
+
+// Begin to watch, forgetting what was seen before, or stop.
+void alula_watch(Machine *machine, int on) {
+    machine->watch = Watch();
+    machine->watch.on = on != 0;
+    machine->watch.clocks.assign(machine->lanes.size() * REASONS, 0);
+}
+
+uint64_t alula_events(Machine *machine, const Event **events) {
+    *events = machine->watch.events.data();
+    return machine->watch.events.size();
+}
+
+const uint64_t *alula_reasons(Machine *machine) { return machine->watch.clocks.data(); }
 
 void alula_write_register(Machine *machine, uint32_t address, uint32_t value) {
     machine->write_register(address, value);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,15 @@ from alula.hw import csr
 from alula.hw.arch import ArchConfig
 from alula.hw.csr import Ctrl, Error, Register
 from alula.hw.isa import WORD_BYTES
+from alula.sim.memory import MemoryModel
 
 BASE = 0x10_0000_0000  # of the memories, apart from each other: as far as a card's may be
 APART = 0x10_0000_0000
+# What a lane's port does in a clock: carries a beat, waits for the memory, or for what the queue
+# named works on; ``control`` is what no queue runs for.
+REASONS = ("beat", "memory", "control", "load", "store", "products", "attention", "vector")
+EVENT = np.dtype([("clock", "<u8"), ("queue", "<u4"), ("index", "<u4"), ("begins", "<u4"),
+                  ("", "<u4")])
 _SLICE = 200_000  # clocks between two looks at whether someone wants to stop
 
 
@@ -27,51 +32,6 @@ class RunError(RuntimeError):
         self.error, self.index = error, index
         super().__init__(f"the accelerator must end its run without an error, not with "
                          f"{error.name} at instruction {index}")
-
-
-@dataclass(frozen=True)
-class MemoryModel:
-    """How the memory behind a port answers.
-
-    Parameters
-    ----------
-    latency
-        Clocks from an address to its first beat.
-    bandwidth
-        Share of clocks that may carry a beat.
-    stall
-        Chance that a channel waits in a clock.
-    seed
-        Of the stalls.
-    """
-
-    latency: int = 1
-    bandwidth: float = 1.0
-    stall: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, legal, wanted in (
-                ("latency", 0 <= self.latency <= 1_000_000, "from 0 to 1000000 clocks"),
-                ("bandwidth", 0.001 <= self.bandwidth <= 1, "from 0.001 to 1"),
-                ("stall", 0 <= self.stall <= 0.99, "from 0 to 0.99"),
-                ("seed", 0 <= self.seed < 1 << 32, "from 0 to 4294967295")):
-            if not legal:
-                raise ValueError(f"a memory's {name} must be {wanted}, not {getattr(self, name)}")
-
-    @classmethod
-    def parse(cls, text: str) -> MemoryModel:
-        """Return the model that a text such as ``latency=80,bandwidth=0.9`` describes."""
-        kinds: dict[str, Any] = {"latency": int, "bandwidth": float, "stall": float, "seed": int}
-        found: dict[str, Any] = {}
-        for part in text.split(","):
-            name, _, value = part.partition("=")
-            try:
-                found[name] = kinds[name](value)
-            except (KeyError, ValueError):
-                raise ValueError(f"a memory model must be {','.join(f'{n}=NUMBER' for n in kinds)} "
-                                 f"or some of them, not {text!r}") from None
-        return cls(**found)
 
 
 class Simulation:
@@ -97,6 +57,10 @@ class Simulation:
                 ("read_register", ctypes.c_uint32, (ctypes.c_uint32,)),
                 ("wait", ctypes.c_int, (ctypes.c_uint64,)),
                 ("clocks", ctypes.c_uint64, ()),
+                ("dram", None, (ctypes.c_uint32, ctypes.c_void_p)),
+                ("watch", None, (ctypes.c_int,)),
+                ("events", ctypes.c_uint64, (ctypes.c_void_p,)),
+                ("reasons", ctypes.c_void_p, ()),
                 ("read_beats", ctypes.c_uint64, (ctypes.c_uint32,)),
                 ("written_beats", ctypes.c_uint64, (ctypes.c_uint32,)),
                 ("trace", ctypes.c_int, (ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64))):
@@ -132,7 +96,10 @@ class Simulation:
     def set_memory(self, model: MemoryModel) -> None:
         for port in range(1 + self.arch.lanes):
             self._call("timing", port, model.latency, round(1024 * model.bandwidth),
-                         round(65536 * model.stall), model.seed)
+                       round(65536 * model.stall), model.seed)
+            if model.dram is not None:
+                values = model.dram.values(self.arch.clock_hz)
+                self._call("dram", port, values.ctypes.data)
 
     def write_register(self, offset: int, value: int) -> None:
         self._call("write_register", offset, value)
@@ -175,6 +142,26 @@ class Simulation:
 
     def beats_read(self, port: int) -> int:
         return int(self._call("read_beats", port))
+
+    def watch(self, on: bool) -> None:
+        """Begin to note what units and lanes do, forgetting what was noted before; or stop."""
+        self._call("watch", int(on))
+
+    def events(self) -> NDArray[np.void]:
+        """Return when units' instructions began and ended, as :data:`EVENT`, in order."""
+        start = ctypes.c_void_p()
+        count = self._call("events", ctypes.byref(start))
+        return self._copied(start.value, count * EVENT.itemsize).view(EVENT)
+
+    def reasons(self) -> NDArray[np.uint64]:
+        """Return the clocks of each lane by :data:`REASONS`, ``(lanes, reasons)``."""
+        size = 8 * self.arch.lanes * len(REASONS)
+        raw = self._copied(self._call("reasons"), size)
+        return raw.view(np.uint64).reshape(self.arch.lanes, len(REASONS))
+
+    @staticmethod
+    def _copied(start: int | None, size: int) -> NDArray[np.uint8]:
+        return np.frombuffer(ctypes.string_at(start, size) if size else b"", np.uint8)
 
     def trace(self, path: Path, start: int, clocks: int) -> None:
         """Write what happens from a clock on to an FST file; needs a build with tracing."""

@@ -17,7 +17,8 @@ from programs.tags import executed
 from alula.hw import csr, isa, layout
 from alula.hw.csr import Error, Register
 from alula.hw.isa import WORD_BYTES
-from alula.sim.rtl.simulation import APART, BASE, MemoryModel, RunError
+from alula.sim.memory import MemoryModel
+from alula.sim.rtl.simulation import APART, BASE, RunError
 
 SEEDS = range(12)
 BUILDS = ["sim", *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHS if name != "sim")]

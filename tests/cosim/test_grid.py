@@ -18,7 +18,7 @@ from alula.compiler.importer import import_model
 from alula.host.device import GoldenDevice
 from alula.host.rtl import RtlDevice
 from alula.host.session import Row, Session
-from alula.sim.rtl.simulation import MemoryModel
+from alula.sim.memory import MemoryModel
 
 MEMORIES = {"sim": MemoryModel(stall=0.3, seed=1), "one": MemoryModel(latency=80, bandwidth=0.7),
             "four": MemoryModel(latency=5, stall=0.2, seed=3)}

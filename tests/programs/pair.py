@@ -11,7 +11,7 @@ from alula.host.device import GoldenDevice
 from alula.host.rtl import RtlDevice
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import WORD_BYTES
-from alula.sim.rtl.simulation import MemoryModel
+from alula.sim.memory import MemoryModel
 from programs.generate import Case, Rows
 from programs.values import floats
 

@@ -13,7 +13,7 @@ import numpy as np
 from alula.compiler.program import Program
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS, WORD_BYTES, Count, Queue
-from alula.sim.rtl.simulation import MemoryModel
+from alula.sim.memory import MemoryModel
 from programs.generate import Case, Rows
 
 Tag = tuple[str, str]  # dimension, value

@@ -10,8 +10,8 @@ from alula.host.compared import Compared, Mismatch
 from alula.host.device import GoldenDevice, resolve
 from alula.host.session import Session
 from alula.hw.arch import SIM, U55C
+from alula.sim.memory import MemoryModel
 from alula.sim.rtl import build
-from alula.sim.rtl.simulation import MemoryModel
 
 
 @pytest.fixture(scope="module")
