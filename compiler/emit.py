@@ -28,6 +28,7 @@ from alula.compiler.graph import (
     Slice,
     sizes,
 )
+from alula.compiler.pieces import cut, rows
 from alula.compiler.place import CodesKey, Placement, param_of, quantized_inputs, table_key
 from alula.compiler.schedule import BARRIER, Item, LoopBlock
 from alula.compiler.sections import Section
@@ -85,7 +86,9 @@ class _Emitter:
         self.lengths = sizes(graph)
         self.draft = Draft()
         self.layer_starts = self._layer_starts()
-        self.quantized: set[CodesKey] = set()
+        self.quantized: set[CodesKey] = set()  # copies that the section has made
+        self.made: dict[str, list[CodesKey]] = {}
+        self.pieces = cut(graph, arch)
 
     def _layer_starts(self) -> list[int]:
         """Return the first word of each layer in a cache slot, and at the end the slot's words."""
@@ -138,12 +141,14 @@ class _Emitter:
         """Emit a section; register its matrices and parameters, pass by pass."""
         first_stream, first_param = len(self.draft.streams), self.draft.param_words
         self.quantized = set()
+        self.made = self._made(index, part)
         self.streams_used, self.param_used = 0, 0
         layers = [node.op.layer for node in part.nodes if isinstance(node.op, Attention)]
         body: list[Item] = []
         for node in part.nodes:
             if node.name != self.graph.output:
                 body += self._node(index, node, first_stream, first_param, layers)
+                body += self._quantize(self.made.get(node.name, []))
         for source, target in self.placement.copies.get(index, []):
             block = self.placement.block(target)
             body.append(isa.Combine(target=block, source=self.placement.block(source), other=block,
@@ -159,6 +164,18 @@ class _Emitter:
         more: list[Item] = [isa.AddAddress(register=r, value=step) for r, step in used.items()]
         return [*zero, LoopBlock([*body, *more], count=len(part.passes)), *zero]
 
+    def _made(self, index: int, part: Section) -> dict[str, list[CodesKey]]:
+        """Return the quantized copies that a section needs of each value.
+
+        Those of its own values are made with the value, so that they do not wait for others.
+        """
+        made: dict[str, list[CodesKey]] = {}
+        for node in part.nodes:
+            if node.name != self.graph.output:
+                for key in quantized_inputs(node, index):
+                    made.setdefault(key.value, []).append(key)
+        return made
+
     def _cache_step(self, part: Section) -> int:
         first, second = ([node.op.layer for node in nodes if isinstance(node.op, Attention)]
                          for nodes in part.passes[:2])
@@ -170,7 +187,8 @@ class _Emitter:
                 if node.name == self.graph.output:
                     continue
                 if isinstance(node.op, Linear):
-                    self.draft.streams.append(_quantized(node.op.weight))
+                    self.draft.streams += [rows(_quantized(node.op.weight), piece)
+                                           for piece in self.pieces.of(node)]
                 vector = param_of(node)
                 if vector is not None:
                     self._param(vector)
@@ -185,7 +203,7 @@ class _Emitter:
               layers: list[int]) -> list[Item]:
         """Emit one operation; its parameter and stream are the section's next."""
         place, op = self.placement, node.op
-        items = self._quantize(index, node)
+        items = self._quantize(quantized_inputs(node, index))
         target = place.block(node.name) if not isinstance(op, Slice) else 0
         source = [place.block(name) for name in node.inputs]
         size = self.lengths[node.name]
@@ -203,7 +221,7 @@ class _Emitter:
                     size=size // op.heads, parts=op.heads, eps=op.eps))
             case Linear():
                 items += self._linear(index, node, target, first_stream + self.streams_used)
-                self.streams_used += 1
+                self.streams_used += len(self.pieces.of(node))
             case Rope():
                 items.append(isa.Rotate(
                     target=target, source=source[0], cos=place.tables[table_key(op)],
@@ -211,6 +229,8 @@ class _Emitter:
                     interleaved=int(op.interleaved)))
             case Attention():
                 items += self._attention(index, node, target, self.layer_starts[layers[0]])
+            case Gate() if node.name in self.pieces.gates:
+                items += self._gate(node, target, min(source))
             case Activation() | Gate():
                 items.append(isa.Activate(
                     target=target, source=source[0], other=source[-1],
@@ -225,17 +245,33 @@ class _Emitter:
         """Return the blocks of an operation's quantized inputs."""
         return [self.placement.codes[key] for key in quantized_inputs(node, index)]
 
-    def _quantize(self, index: int, node: Node) -> list[Item]:
-        """Quantize the inputs that no earlier operation of the section did."""
+    def _quantize(self, keys: list[CodesKey]) -> list[Item]:
+        """Make the quantized copies that the section has not made yet."""
         items: list[Item] = []
-        for key in quantized_inputs(node, index):
-            if key in self.quantized:
-                continue
-            self.quantized.add(key)
-            items.append(isa.Quantize(target=self.placement.codes[key],
-                                      source=self.placement.block(key.value),
-                                      size=self.lengths[key.value], group=key.group,
-                                      scale=key.scale))
+        for key in keys:
+            if key not in self.quantized:
+                self.quantized.add(key)
+                items.append(self._copy(key, 0, self.lengths[key.value]))
+        return items
+
+    def _copy(self, key: CodesKey, start: int, size: int) -> isa.Quantize:
+        """Quantize some elements of a value, which begin at a group."""
+        return isa.Quantize(target=self.placement.codes[key] + start // BLOCK,
+                            source=self.placement.block(key.value) + start // BLOCK, size=size,
+                            group=key.group, scale=key.scale)
+
+    def _gate(self, node: Node, target: int, source: int) -> list[Item]:
+        """Emit a gate piece by piece, as its layer makes them, each with its quantized copies."""
+        assert isinstance(node.op, Gate)
+        items: list[Item] = []
+        keys = self.made.get(node.name, [])
+        self.quantized.update(keys)
+        for start, size in self.pieces.gates[node.name]:
+            block = source + 2 * start // BLOCK
+            items.append(isa.Activate(
+                target=target + start // BLOCK, source=block, other=block + size // BLOCK, gated=1,
+                size=size, function=_FUNCTIONS[node.op.kind]))
+            items += [self._copy(key, start, size) for key in keys]
         return items
 
     def _embed(self, op: Embed, target: int) -> isa.LoadRow:
@@ -247,18 +283,24 @@ class _Emitter:
     def _linear(self, index: int, node: Node, target: int, stream: int) -> list[Item]:
         assert isinstance(node.op, Linear)
         weight = _quantized(node.op.weight)
-        items: list[Item] = [
-            isa.LoadStream(register=_STREAM, offset=stream),
-            isa.Linear(target=target, source=self._codes(index, node)[0],
-                       outputs=weight.rows, inputs=weight.cols,
-                       group_log2=weight.group.bit_length() - 1)]
-        if node.op.bias is not None:
-            items.append(self._bias(node, target, weight.rows))
+        items: list[Item] = []
+        done = 0
+        for at, runs in enumerate(self.pieces.of(node)):
+            size = sum(count for _, count in runs)
+            block = done // BLOCK
+            items += [isa.LoadStream(register=_STREAM, offset=stream + at),
+                      isa.Linear(target=target + block, source=self._codes(index, node)[0],
+                                 outputs=size, inputs=weight.cols,
+                                 group_log2=weight.group.bit_length() - 1)]
+            if node.op.bias is not None:
+                items.append(self._bias(node, target, size, block))
+            done += size
         return items
 
-    def _bias(self, node: Node, target: int, size: int) -> isa.Combine:
-        return isa.Combine(target=target, source=target, other=self.placement.params[node.name],
-                           shared=1, size=size, function=isa.Elementwise.ADD)
+    def _bias(self, node: Node, target: int, size: int, block: int = 0) -> isa.Combine:
+        return isa.Combine(target=target + block, source=target + block,
+                           other=self.placement.params[node.name] + block, shared=1, size=size,
+                           function=isa.Elementwise.ADD)
 
     def _attention(self, index: int, node: Node, target: int, first: int) -> list[Item]:
         op = node.op
@@ -282,32 +324,40 @@ class _Emitter:
         first = len(self.draft.streams)
         self.draft.streams += [_rows(weight, at * place.chunk, place.chunk)
                                for at in range(place.chunks)]
-        block, size = place.chunk_block, place.chunk
+        size, param = place.chunk, self.draft.param_words
         registers = {_STREAM: 1, _TOKEN: size, _LOGITS: words(size)}
-        chunk: list[Item] = [
-            isa.LoadStream(register=_STREAM, offset=first),
-            isa.Linear(target=block, source=self._codes(index, node)[0],
-                       outputs=size, inputs=weight.cols,
-                       group_log2=weight.group.bit_length() - 1)]
         if node.op.bias is not None:
             registers[_PARAM] = words(size)
-            chunk.insert(0, isa.LoadParams(register=_PARAM, offset=self.draft.param_words,
-                                           target=place.params[node.name], size=size))
-            chunk.append(self._bias(node, block, size))
             padded = np.zeros(place.chunks * size, np.float32)
             padded[:node.op.bias.size] = node.op.bias
             self._param(padded)
-        chunk += [
-            isa.SelectTop(source=block, size=size, register=_TOKEN, offset=0, limit=graph.vocab,
-                          clear=0),
-            isa.StoreRow(register=_LOGITS, offset=0, source=block, size=size,
-                         stride=self.draft.logits_stride)]
         zero: list[Item] = [isa.SetAddress(register=r, value=0) for r in registers]
         more: list[Item] = [isa.AddAddress(register=r, value=v) for r, v in registers.items()]
-        clear = isa.SelectTop(source=block, size=0, register=_NONE, offset=0, limit=0, clear=1)
-        return [*self._quantize(index, node), clear, *zero,
-                LoopBlock([*chunk, *more], count=place.chunks), *zero,
+        source = self._codes(index, node)[0]
+        turns = [item for block in place.chunk_blocks
+                 for item in (*self._chunk(node, source, block, first, param), *more)]
+        clear = isa.SelectTop(source=0, size=0, register=_NONE, offset=0, limit=0, clear=1)
+        return [*self._quantize(quantized_inputs(node, index)), clear, *zero,
+                LoopBlock(turns, count=place.chunks // len(place.chunk_blocks)), *zero,
                 isa.StoreTop(register=_TOP, offset=0), isa.Advance(), BARRIER]
+
+    def _chunk(self, node: Node, source: int, block: int, stream: int, param: int) -> list[Item]:
+        """Emit some logits: computed, searched for the best, and stored."""
+        assert isinstance(node.op, Linear)
+        weight, size = _quantized(node.op.weight), self.placement.chunk
+        items: list[Item] = [
+            isa.LoadStream(register=_STREAM, offset=stream),
+            isa.Linear(target=block, source=source, outputs=size, inputs=weight.cols,
+                       group_log2=weight.group.bit_length() - 1)]
+        if node.op.bias is not None:
+            items.insert(0, isa.LoadParams(register=_PARAM, offset=param,
+                                           target=self.placement.params[node.name], size=size))
+            items.append(self._bias(node, block, size))
+        return [*items,
+                isa.SelectTop(source=block, size=size, register=_TOKEN, offset=0,
+                              limit=self.graph.vocab, clear=0),
+                isa.StoreRow(register=_LOGITS, offset=0, source=block, size=size,
+                             stride=self.draft.logits_stride)]
 
 
 def _up(value: int, unit: int) -> int:

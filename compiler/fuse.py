@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from alula.compiler.graph import (
     Activation,
+    Attention,
     Codes,
     Gate,
     Graph,
@@ -16,34 +18,37 @@ from alula.compiler.graph import (
     Mul,
     Node,
     QuantMatrix,
+    RmsNorm,
+    Rope,
     Slice,
 )
 from alula.hw.isa import BLOCK
 
 
 def fuse(graph: Graph) -> Graph:
-    """Return the graph with gates formed and linear layers of the same input made one."""
-    return merge_linears(form_gates(graph))
+    """Return the graph with gates formed, queries last, and layers of the same input made one."""
+    return merge_linears(queries_last(form_gates(graph)))
 
 
-def _users(graph: Graph) -> dict[str, list[Node]]:
-    users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
+def users(graph: Graph) -> dict[str, list[Node]]:
+    """Return the nodes that take each value."""
+    found: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
     for node in graph.nodes:
         for name in node.inputs:
-            users[name].append(node)
-    return users
+            found[name].append(node)
+    return found
 
 
 def form_gates(graph: Graph) -> Graph:
     """Replace ``Mul(Activation(a), b)`` by ``Gate(a, b)`` where nothing else uses ``a``'s."""
-    users = _users(graph)
+    used = users(graph)
     by_name = {node.name: node for node in graph.nodes}
     gates: dict[str, Node] = {}
     gone = set()
     for node in graph.of(Mul):
         for index, name in enumerate(node.inputs):
             source = by_name[name]
-            if isinstance(source.op, Activation) and len(users[name]) == 1:
+            if isinstance(source.op, Activation) and len(used[name]) == 1:
                 other = node.inputs[1 - index]
                 gates[node.name] = Node(node.name, Gate(kind=source.op.kind),
                                         (source.inputs[0], other))
@@ -51,6 +56,32 @@ def form_gates(graph: Graph) -> Graph:
                 break
     return graph.with_nodes([gates.get(node.name, node) for node in graph.nodes
                              if node.name not in gone])
+
+
+def queries_last(graph: Graph) -> Graph:
+    """Return the graph with what only an attention's queries need right before it.
+
+    So keys and values are made and stored while queries are still computed.
+    """
+    by_name, used = {node.name: node for node in graph.nodes}, users(graph)
+    chains = {node.name: list(_query_chain(by_name, used, node)) for node in graph.of(Attention)}
+    late = {node.name for chain in chains.values() for node in chain}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.name not in late:
+            nodes += [*reversed(chains.get(node.name, [])), node]
+    return graph.with_nodes(nodes)
+
+
+def _query_chain(by_name: dict[str, Node], used: dict[str, list[Node]],
+                 attention: Node) -> Iterator[Node]:
+    """Yield the operations that only the queries come through, the last first, from a layer on."""
+    node = by_name[attention.inputs[0]]
+    while isinstance(node.op, (Rope, RmsNorm, Linear)) and len(used[node.name]) == 1:
+        yield node
+        if isinstance(node.op, Linear):
+            return
+        node = by_name[node.inputs[0]]
 
 
 def _can_merge(a: Linear, b: Linear) -> bool:

@@ -29,6 +29,8 @@ from alula.compiler.sections import Section
 from alula.hw.arch import ArchConfig
 from alula.hw.isa import BLOCK, TILE_ROWS
 
+LOGITS = 4096  # computed at a time, if there is room for twice as many
+
 
 class PlaceError(ValueError):
     """A model does not fit the on-chip buffers of a build."""
@@ -59,7 +61,7 @@ class Placement:
     copies: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # by section: from, to
     chunk: int = 0  # logits computed at a time
     chunks: int = 0
-    chunk_block: int = 0
+    chunk_blocks: tuple[int, ...] = ()  # where, in turn
 
     def block(self, value: str) -> int:
         return self.vector[self.names.get(value, value)]
@@ -115,7 +117,7 @@ def place(graph: Graph, parts: list[Section], arch: ArchConfig) -> Placement:
     for at, inside, outside in sorted(torn):
         placement.copies.setdefault(at, []).append((inside, outside))
     _place_chunk(placement, graph, top, arch)
-    _place_codes(placement, parts, lengths, arch)
+    _place_codes(placement, parts, lengths, graph.output, arch)
     _place_params(placement, graph, parts, arch)
     return placement
 
@@ -233,27 +235,31 @@ def _place_chunk(placement: Placement, graph: Graph, top: int, arch: ArchConfig)
     if room < TILE_ROWS:
         raise PlaceError(f"the vector buffer must have room for {TILE_ROWS} logits; {arch.name} "
                          "has none left; choose a larger build")
-    placement.chunks = -(-graph.vocab // room)
-    size = _up(-(-graph.vocab // placement.chunks), TILE_ROWS)
+    # With room for two chunks one is stored and searched while the next is computed.
+    turns = 2 if graph.vocab > LOGITS and room >= 2 * TILE_ROWS * arch.lanes else 1
+    room //= turns
+    chunks = _up(-(-graph.vocab // min(room, LOGITS if turns > 1 else room)), turns)
+    size = _up(-(-graph.vocab // chunks), TILE_ROWS)
     even = _up(size, TILE_ROWS * arch.lanes)  # the same number of strips in every lane
-    placement.chunk = even if even <= room and placement.chunks > 1 else size
-    placement.chunk_block = top
+    placement.chunk = even if even <= room and chunks > 1 else size
+    placement.chunks = _up(-(-graph.vocab // placement.chunk), turns)
+    placement.chunk_blocks = tuple(top + turn * (placement.chunk // BLOCK)
+                                   for turn in range(turns))
 
 
 def _place_codes(placement: Placement, parts: list[Section], lengths: dict[str, int],
-                 arch: ArchConfig) -> None:
+                 output: str, arch: ArchConfig) -> None:
     """Give quantized copies blocks in turn, so that one is not soon written over another."""
     limit = arch.activation_elements // BLOCK
     at = 0
     for index, part in enumerate(parts):
         last = {key: time for time, node in enumerate(part.nodes)
                 for key in quantized_inputs(node, index)}
+        made = _made_at(part, index, output)
         live: dict[CodesKey, tuple[int, int]] = {}
         for time, node in enumerate(part.nodes):
             live = {key: span for key, span in live.items() if last[key] >= time}
-            for key in quantized_inputs(node, index):
-                if key in placement.codes:
-                    continue
+            for key in made[time]:
                 blocks = _up(lengths[key.value], key.group) // BLOCK
                 # Hardware reads a group as one run, which begins at a multiple of its length.
                 unit = min(key.group & -key.group, 256) // BLOCK
@@ -265,6 +271,23 @@ def _place_codes(placement: Placement, parts: list[Section], lengths: dict[str, 
                 placement.codes[key] = block
                 live[key] = block, blocks
                 at = block + blocks
+
+
+def _made_at(part: Section, index: int, output: str) -> dict[int, list[CodesKey]]:
+    """Return the quantized copies made at each node: with their value, or before their first use.
+
+    Those of the graph's output are made with it.
+    """
+    where = {node.name: time for time, node in enumerate(part.nodes)}
+    made: dict[int, list[CodesKey]] = {time: [] for time in where.values()}
+    seen: set[CodesKey] = set()
+    for node in sorted(part.nodes, key=lambda node: node.name == output):
+        for key in quantized_inputs(node, index):
+            if key not in seen:
+                seen.add(key)
+                time = where[node.name]
+                made[time if node.name == output else where.get(key.value, time)].append(key)
+    return made
 
 
 def _next_fit(taken: list[tuple[int, int]], blocks: int, start: int, limit: int,

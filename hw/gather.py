@@ -12,7 +12,7 @@ def output_layout(arch):
     """What a lane sends: a word of a matrix product, or a word of a packet of an attention."""
     return data.StructLayout({
         "is_packet": 1,
-        "last": 1,  # a packet's words stay together; every result is a last
+        "last": 1,  # words up to one stay together: those of a packet that is not whole
         "content": data.UnionLayout({"result": result_layout(arch), "packet": packet_layout(arch)}),
     })
 

@@ -6,7 +6,13 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from alula.hw import functions, isa, layout
-from alula.hw.attention.merge import LEVELS, packet_layout, rescale, shifts
+from alula.hw.attention.merge import (
+    HEAD_DIM_LIMIT,
+    LEVELS,
+    packet_layout,
+    rescale,
+    shifts,
+)
 from alula.hw.attention.softmax import PEAK_BITS
 from alula.hw.attention.walk import PAGE_BITS
 from alula.hw.buffers import vector_words, write_layout
@@ -15,13 +21,14 @@ from alula.hw.isa import BLOCK
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
 
-HEAD_DIM_LIMIT = 512
 PLACES = 1 << (LEVELS - 1)  # where parts of a head's tree wait for their siblings
-_OUT = 32  # words of results that may wait to be written
+_OUT = 64  # words of results being made or waiting to be written: more than the division takes
 
 
 class Merger(wiring.Component):
     """Take packets; a part whose sibling is here or does not exist goes up, else it waits.
+
+    Words of what is whole as it comes go straight to the division, one a clock.
 
     Members
     -------
@@ -94,7 +101,7 @@ class Merger(wiring.Component):
                      for leaf, cls in enumerate(layout.CLASS_ORDER)).any()
 
         # Words of the scratch and of what waits, merged or scaled; total in a turn of its own.
-        turn, total_turn, scaling = Signal(), Signal(), Signal()
+        turn, total_turn = Signal(), Signal()
         values_at = (number * insn.head_dim * PLACES) >> ceil_log2(width)
         mine_at = Signal(range(HEAD_DIM_LIMIT // width))
         m.d.comb += [
@@ -129,26 +136,36 @@ class Merger(wiring.Component):
         with m.If(sum_out & total_out):
             m.d.sync += total.eq(summed[:32])
 
-        q = Pipe(m)
-        inverse = functions.reciprocal(q, q.input(total))
-        factor = Signal(32)
+        # The division: words of the scratch, or of a packet that is whole.
+        scaling, passing, whole = Signal(), Signal(), Signal()
+        m.d.comb += whole.eq(packet.level == LEVELS)
+        held, room = Signal(range(_OUT + 1)), Signal()  # words in the division and behind it
+        direct, was_passing = Signal(32 * width, reset_less=True), Signal()
+        m.d.sync += [direct.eq(packet.values), was_passing.eq(passing)]
+        value = Signal(32 * width)
+        m.d.comb += [value.eq(Mux(was_passing, direct, mine.data)), room.eq(held != _OUT)]
+        m.d.sync += held.eq(held + (scaling | passing) - (self.writes.valid & self.writes.ready))
         s = Pipe(m)
-        products = [s.mul(s.input(mine.data.word_select(lane, 32), stage=1), s.input(factor))
+        factor = functions.reciprocal(s, s.input(Mux(passing, packet.total, total)))
+        products = [s.mul(s.input(value.word_select(lane, 32), stage=1), factor)
                     for lane in range(width)]
         done_at = products[0].stage
+        assert done_at + 2 < _OUT
         leaving = data.View(write_layout(arch), out.w_data)
         result_word = Signal(range(vector_words(arch)))
         m.d.comb += [
-            result_word.eq(row * (arch.vector_elements // width)
-                           + insn.target * (BLOCK // width)
-                           + ((head * insn.head_dim) >> ceil_log2(width)) + at),
+            result_word.eq(
+                Mux(passing, packet.row, row) * (arch.vector_elements // width)
+                + insn.target * (BLOCK // width)
+                + ((Mux(passing, packet.head, head) * insn.head_dim) >> ceil_log2(width))
+                + Mux(passing, packet.index, at)),
             leaving.address.eq(s.at(s.input(result_word), done_at)),
             leaving.data.eq(Cat(value.signal for value in products)), leaving.mask.eq(-1),
-            out.w_en.eq(s.at(s.input(scaling, reset=True), done_at)),
+            out.w_en.eq(s.at(s.input(scaling | passing, reset=True), done_at)),
             self.writes.valid.eq(out.r_rdy), out.r_en.eq(self.writes.ready),
             self.writes.payload.eq(out.r_data),
         ]
-        wait = Signal(range(max(inverse.stage, end, done_at) + 3))
+        wait = Signal(range(end + 3))
         with m.FSM():
             with m.State("clear"):
                 m.d.comb += self.clearing.eq(1)
@@ -161,11 +178,19 @@ class Merger(wiring.Component):
                 with m.If(self.command.valid):
                     m.next = "head word"
             with m.State("head word"):
-                m.d.comb += self.packets.ready.eq(1)
+                all_done = finished == self.rows * insn.heads
+                m.d.comb += [
+                    self.packets.ready.eq(~all_done & (room | ~whole)),
+                    passing.eq(self.packets.valid & self.packets.ready & whole),
+                ]
+                with m.If(passing & packet.last):
+                    m.d.sync += finished.eq(finished + 1)
                 m.d.sync += [row.eq(packet.row), head.eq(packet.head), level.eq(packet.level),
                              node.eq(packet.node), peak.eq(packet.values[:PEAK_BITS]),
                              total.eq(packet.values[32:64]), at.eq(0)]
-                with m.If(self.packets.valid):
+                with m.If(all_done):
+                    m.next = "finish"
+                with m.Elif(self.packets.valid & ~whole):
                     m.next = "receive"
             with m.State("receive"):
                 m.d.comb += [self.packets.ready.eq(1), receiving.eq(1)]
@@ -177,9 +202,8 @@ class Merger(wiring.Component):
                 m.d.sync += at.eq(0)
                 m.next = "decide"
             with m.State("decide"):
-                m.d.sync += wait.eq(inverse.stage + 1)
                 with m.If(level == LEVELS):
-                    m.next = "invert"
+                    m.next = "scale"
                 with m.Elif(~exists):
                     m.d.sync += [level.eq(level + 1), node.eq(node >> 1)]
                     m.next = "look up"
@@ -211,24 +235,14 @@ class Merger(wiring.Component):
                 with m.If(at == words):
                     m.d.comb += mark.en.eq(1)
                     m.next = "head word"
-            with m.State("invert"):
-                m.d.sync += [wait.eq(wait - 1), factor.eq(inverse.signal)]
-                with m.If(wait == 0):
-                    m.next = "scale"
             with m.State("scale"):
-                m.d.comb += scaling.eq(out.level < _OUT - done_at - 2)
+                m.d.comb += scaling.eq(room)
                 with m.If(scaling):
                     m.d.sync += at.eq(at + 1)
                     with m.If(at + 1 == words):
-                        m.d.sync += [finished.eq(finished + 1), wait.eq(done_at + 2)]
-                        m.next = "scaled"
-            with m.State("scaled"):
-                m.d.sync += wait.eq(wait - 1)
-                with m.If(wait == 0):
-                    m.next = "head word"
-                    with m.If(finished == self.rows * insn.heads):
-                        m.next = "finish"
-            with m.State("finish"), m.If(~out.r_rdy & (out.level == 0)):
+                        m.d.sync += finished.eq(finished + 1)
+                        m.next = "head word"
+            with m.State("finish"), m.If(held == 0):
                 m.d.comb += self.command.ready.eq(1)
                 m.next = "idle"
         return m

@@ -18,14 +18,20 @@ SUM_BITS = 23  # of eight-bit weights times codes: below 64 * 255 * 127
 LEVELS = ceil_log2(PAGE_CLASSES)
 AT_ONCE = 2  # values of a word: so a page is merged in less time than it takes to read
 _LOG = ceil_log2(AT_ONCE)
+HEAD_DIM_LIMIT = 512
 REGIONS = LEVELS + 1  # partials that wait for their sibling, and the one being made
 SHIFT_BITS = 10  # of a power of two by which a partial is scaled down; clipped
 
 
 def packet_layout(arch):
-    """What a lane sends: a head word, then the values in words of the vector unit's width."""
+    """What a lane sends: a head word, then the values in words of the vector unit's width.
+
+    What is whole, with every class in it, has no head word: each word says all that it takes to
+    finish it, so that words of several lanes may come in any order.
+    """
     return data.StructLayout({
         "values": 32 * arch.vector_width,  # in the head word: peak, then total
+        "total": 32, "index": ceil_log2(HEAD_DIM_LIMIT // arch.vector_width),
         "first": 1, "last": 1,
         "row": row_bits(arch),
         "head": HEAD_BITS,  # of the queries
@@ -262,6 +268,8 @@ class LaneMerge(wiring.Component):
         m.d.comb += [
             packet.row.eq(row), packet.head.eq(job.head * self.ratio + head),
             packet.level.eq(level), packet.node.eq(node),
+            packet.total.eq(passive(m, store.mine_total)),
+            packet.index.eq((at >> ceil_log2(width // AT_ONCE)) - 1),
         ]
         peak = store.mine_peak
         begin = Cat(peak, peak[-1].replicate(32 - PEAK_BITS), store.mine_total)
@@ -271,6 +279,8 @@ class LaneMerge(wiring.Component):
             m.d.sync += [at.eq(0), ready.eq(0)]
             with m.If(wait == 0):
                 m.next = "emit head"
+                with m.If(level == LEVELS):
+                    m.next = "emit read"
         with m.State("emit head"):
             m.d.comb += [self.packets.valid.eq(1), packet.first.eq(1)]
             with m.If(self.packets.ready):

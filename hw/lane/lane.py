@@ -9,6 +9,7 @@ from alula.hw import axi
 from alula.hw.attention.attend import AttendUnit
 from alula.hw.attention.fetch import PageFetch
 from alula.hw.attention.keyvalue import KeyValueStore
+from alula.hw.attention.merge import LEVELS
 from alula.hw.axi import ADDRESS_BITS, AxiWriter
 from alula.hw.formats import COMMAND_BITS
 from alula.hw.gate import gated
@@ -244,7 +245,8 @@ class Lane(wiring.Component):
         m.d.comb += [
             self.output.valid.eq(packets.valid | results.valid),
             word.is_packet.eq(packets.valid),
-            word.last.eq(~packets.valid | packets.payload.last),
+            word.last.eq(~packets.valid | packets.payload.last
+                         | (packets.payload.level == LEVELS)),
             packets.ready.eq(self.output.ready),
             results.ready.eq(self.output.ready & ~packets.valid),
             word.content.result.eq(results.payload),
