@@ -195,7 +195,8 @@ def _statistics(lanes: LaneImages) -> dict[str, Any]:
     packed = lanes.stats.packed
     return {
         "bytes": {**asdict(packed), "total": packed.total},
-        "by_matrix": lanes.stats.by_matrix,
+        "by_matrix": {name: {**asdict(stats), "total": stats.total}
+                      for name, stats in lanes.stats.by_matrix.items()},
         "bits_per_weight": 8 * packed.total / max(packed.weights, 1),
         "scale_error": lanes.stats.scale_error,
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +32,7 @@ class ImageStats:
     """What the images hold, and what storing scales as fp16 cost."""
 
     packed: PackStats = field(default_factory=PackStats)
-    by_matrix: dict[str, int] = field(default_factory=dict)  # bytes, all lanes
+    by_matrix: dict[str, PackStats] = field(default_factory=dict)
     scale_error: float = 0.0  # worst relative error of a scale
 
 
@@ -61,22 +61,22 @@ class LaneImages:
                 file.truncate()
             stats, _, error = self._append(matrix, exponent, report)
         self.stats.packed.add(stats)
+        self.stats.by_matrix[matrix.name] = stats
         self.stats.scale_error = max(self.stats.scale_error, error)
         strips = -(-matrix.rows // TILE_ROWS)
         for lane, (file, start) in enumerate(zip(self.files, starts, strict=True)):
             size = file.tell() - start
             self.directory[lane, index] = (start // WORD_BYTES, size // self.arch.beat_bytes,
                                            exponent, -(-(strips - lane) // self.arch.lanes))
-            self.stats.by_matrix[matrix.name] = self.stats.by_matrix.get(matrix.name, 0) + size
             file.write(bytes(-size % 64))
 
     def plan(self, index: int, matrix: QuantMatrix) -> None:
         """Enter a matrix as stream ``index`` without weights, as if all were dense."""
         strip = dense_strip(matrix.bits, matrix.group, matrix.groups, self.arch.beat_bytes)
         strips = -(-matrix.rows // TILE_ROWS)
-        for _ in range(strips):
-            self.stats.packed.add(strip)
-        self.stats.by_matrix[matrix.name] = strips * strip.total
+        whole = PackStats(**{kind: strips * size for kind, size in asdict(strip).items()})
+        self.stats.packed.add(whole)
+        self.stats.by_matrix[matrix.name] = whole
         for lane in range(self.arch.lanes):
             self.directory[lane, index]["strips"] = -(-(strips - lane) // self.arch.lanes)
             self.planned[lane] += -(-(-(-(strips - lane) // self.arch.lanes)

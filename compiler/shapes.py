@@ -30,6 +30,7 @@ from alula.compiler.graph import (
     Rope,
 )
 from alula.compiler.recipe import Recipe
+from alula.hw.layout import WINDOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,44 @@ class Zeros:
     def table(self, rows: int, cols: int) -> Matrix:
         return FloatMatrix(name="zeros", rows=rows, cols=cols,
                            read=lambda a, b: np.zeros((b - a, cols), np.float32))
+
+
+class Sample(Zeros):
+    """Weights of a recipe's structure: what is kept or dropped is random, the rest is not."""
+
+    def __init__(self, recipe: Recipe, seed: int = 0) -> None:
+        super().__init__(recipe)
+        self.recipe, self.random = recipe, np.random.default_rng(seed)
+
+    def matrix(self, rows: int, cols: int) -> QuantMatrix:
+        plain, recipe = super().matrix(rows, cols), self.recipe
+
+        def read(start: int, stop: int) -> Codes:
+            found = plain.read(start, stop)
+            middle = 1 << (self.bits - 1)
+            codes = np.full_like(found.codes, middle + 1)
+            if recipe.kept:
+                codes[self._pruned(codes.shape)] = middle
+            if recipe.dropped:
+                dropped = self._dropped(found.scales.shape)
+                codes[np.repeat(dropped, self.group, axis=1)[:, :cols]] = middle
+            zeros = found.zero_points + recipe.asymmetric
+            return Codes(codes, found.scales, zeros.astype(np.uint8))
+
+        return replace(plain, name="sample", read=read)
+
+    def _pruned(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Return which weights are zero: all but ``kept`` of each window; 64 rows are repeated."""
+        rows, cols = shape
+        windows = -(-cols // WINDOW)
+        order = self.random.random((min(rows, 64), windows, WINDOW), np.float32).argsort(axis=-1)
+        pruned = (order >= self.recipe.kept).reshape(len(order), windows * WINDOW)[:, :cols]
+        return np.resize(pruned, shape)
+
+    def _dropped(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Return which groups are dropped: of each row the same share."""
+        count = round(shape[1] * self.recipe.dropped / 100)
+        return self.random.random(shape, np.float32).argsort(axis=1).argsort(axis=1) < count
 
 
 def shape_graph(name: str, recipe: Recipe, positions: int | None = None) -> Graph:

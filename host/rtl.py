@@ -34,19 +34,23 @@ class RtlDevice:
         Told of the stages of building; see :func:`alula.sim.rtl.build.library`.
     trace
         Where waveforms go, and of which clocks.
+    timing
+        Keep only the time: what is computed is nothing. Ref: :mod:`alula.sim.cycles`.
     """
 
     program: Program
     memory: MemoryModel | None = None
     report: Report | None = None
     trace: Trace | None = None
+    timing: bool = False
     name: str = "rtl"
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
         check(self.program)
         arch, where = self.program.arch, self.program.memory
-        built = library(arch, self.report or _silent, trace=self.trace is not None)
+        built = library(arch, self.report or _silent, trace=self.trace is not None,
+                        timing=self.timing)
         self.simulation = Simulation(built, arch)
         self.simulation.set_memory(self.memory or MemoryModel())
         if self.trace is not None:

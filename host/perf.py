@@ -1,0 +1,279 @@
+"""How fast a program or a known model's shape would run on a board: the cycle model, driven."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from alula.compiler.compile import Options, compile as compile_graph
+from alula.compiler.program import Program
+from alula.compiler.recipe import Recipe
+from alula.compiler.shapes import SHAPES, Sample, decoder
+from alula.host.device import Report
+from alula.host.rtl import RtlDevice
+from alula.host.session import Row, Session
+from alula.hw import isa
+from alula.hw.arch import ArchConfig
+from alula.sim.cycles import Profile, layer_loop, profile, with_passes
+from alula.sim.memory import DRAMS, MemoryModel
+
+MEMORIES = {"u55c": "hbm2", "u280": "hbm2", "u50": "hbm2", "zcu104": "ddr4-2400",
+            "kv260": "ddr4-2400"}
+# Energy of moving a bit, DRAM and its interface. Ref: O'Connor et al., "Fine-Grained DRAM", MICRO
+# 2017: HBM2. For others there is no figure we could cite.
+PICOJOULES = {"hbm2": 3.92}
+PASSES = 2  # of the loop over layers that are simulated; the others are like the last
+
+
+def memory_of(arch: ArchConfig) -> str:
+    """Return the name of the memory model that is behind a build's lanes."""
+    return MEMORIES.get(arch.name, "ideal")
+
+
+def shape_program(name: str, recipe: Recipe, arch: ArchConfig, context: int) -> Program:
+    """Return a program of a known shape with as many layers as are simulated, and weights to match.
+
+    Its instructions are those of the whole model but for the count of the loop over layers.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {name!r}")
+    shape = SHAPES[name]
+    layers = min(PASSES, shape.layers)
+    graph = decoder(replace(shape, layers=layers), Sample(recipe),
+                    min(max(context, 64), shape.positions))
+    return compile_graph(graph, arch, Options(context=context, sequences=arch.rows), name=name)
+
+
+@dataclass
+class Model:
+    """A program on the cycle model, step by step.
+
+    Parameters
+    ----------
+    layers
+        Passes of the loop over layers that count; the program's own if None.
+    """
+
+    program: Program
+    memory: str = "ideal"
+    layers: int | None = None
+    report: Report | None = None
+    seconds: float = 0.0  # spent in simulation
+    clocks: int = 0  # simulated
+
+    def __post_init__(self) -> None:
+        self.device = RtlDevice(self.program, MemoryModel.parse(self.memory), self.report,
+                                timing=True)
+        self.loop = layer_loop(self.program.instructions)
+        if self.loop is not None:
+            loop = self.program.instructions[self.loop]
+            assert isinstance(loop, isa.Loop)
+            self.layers = self.layers or loop.count
+        self.session = Session(self.device)
+        self._run([Row(self.session.open(), 0, 0)], self.program.instructions)  # after reset
+        self.session.close(0)
+
+    def step(self, sequences: int, tokens: int, context: int, *, head: bool = True) -> Profile:
+        """Return the profile of a step: some tokens of each sequence after ``context`` others.
+
+        The layers after those simulated are counted like the last one simulated.
+        """
+        opened = [self.session.open() for _ in range(sequences)]
+        rows = []
+        for sequence in opened:
+            self.session.lengths[sequence] = context
+            rows += [Row(sequence, 0, context + at, len(rows) + at - 1 if at else -1,
+                         head and at == tokens - 1) for at in range(tokens)]
+        try:
+            return self._profile(rows)
+        finally:
+            for sequence in opened:
+                self.session.close(sequence)
+
+    def _profile(self, rows: list[Row]) -> Profile:
+        code = self.program.instructions
+        if self.loop is None or self.layers is None or self.layers < PASSES:
+            return self._run(rows, code)
+        most = self._run(rows, with_passes(code, self.loop, PASSES))
+        if self.layers == PASSES:
+            return most
+        fewer = self._run(rows, with_passes(code, self.loop, PASSES - 1))
+        one = most.combine(fewer, -1)
+        return replace(most.combine(one, self.layers - PASSES), works=most.works,
+                       least_busy=most.least_busy)
+
+    def layer(self, context: int) -> Profile:
+        """Return the profile of one layer for one token."""
+        assert self.loop is not None
+        sequence = self.session.open()
+        self.session.lengths[sequence] = context
+        row = [Row(sequence, 0, context)]
+        code = self.program.instructions
+        try:
+            return self._run(row, with_passes(code, self.loop, PASSES)).combine(
+                self._run(row, with_passes(code, self.loop, PASSES - 1)), -1)
+        finally:
+            self.session.close(sequence)
+
+    def _run(self, rows: list[Row], code: list[isa.Instruction]) -> Profile:
+        begun, before = time.perf_counter(), self.device.counters.cycles
+        self.device.write(self.program.memory.program.start, isa.assemble(code))
+        self.device.simulation.watch(True)
+        self.session.step(rows)
+        cycles = self.device.counters.cycles - before
+        self.seconds += time.perf_counter() - begun
+        self.clocks += cycles
+        return profile(self.device.simulation, code, cycles)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a board would do with a model; everything is simulated.
+
+    ``decode`` is the profile of a step that makes a token of each sequence, ``prefill`` of all
+    steps of a prompt, without the last layer's logits but at its end.
+    """
+
+    program: Program
+    memory: str
+    decode: Profile
+    batch: int
+    context: int
+    prompt: int = 0
+    prefill: Profile | None = None
+    weights: dict[str, int] = field(default_factory=dict)  # bytes of a step by kind
+
+    @property
+    def arch(self) -> ArchConfig:
+        return self.program.arch
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return self.batch * self.arch.clock_hz / self.decode.cycles
+
+    @property
+    def peak(self) -> float:
+        """Bytes a second of all lanes' memory."""
+        return self.arch.lanes * self.arch.channel_bytes_per_s
+
+    @property
+    def bus_bytes(self) -> float:
+        """Bytes that all lanes read for a step."""
+        return self.decode.beats * self.arch.lanes * self.arch.beat_bytes
+
+    @property
+    def cache_bytes(self) -> float:
+        return max(0.0, self.bus_bytes - sum(self.weights.values()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        seconds = self.decode.cycles / self.arch.clock_hz
+        useful = self.bus_bytes - self.weights.get("padding", 0)
+        picojoules = PICOJOULES.get(self.memory)
+        waits = self.decode.reasons
+        facts: dict[str, Any] = {
+            "model": self.program.model.name, "board": self.arch.name, "memory": self.memory,
+            "context": self.context, "batch": self.batch, "basis": "simulated: RTL without data",
+            "clock_hz": self.arch.clock_hz,
+            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "decode_cycles": self.decode.cycles,
+            "bandwidth_share": useful / seconds / self.peak,
+            "bus_share": self.bus_bytes / seconds / self.peak,
+            "bytes_per_token": useful / self.batch,
+            "bytes": {**self.weights, "cache": self.cache_bytes},
+            "stalls": {name: count / self.decode.cycles for name, count in waits.items()
+                       if name != "beat"},
+            "cycles_by_unit": {f"{queue} {name}": count for (queue, name), count
+                               in sorted(self.decode.busy.items())},
+        }
+        if picojoules is not None:
+            facts["dram_energy_estimate_j_per_token"] = (
+                8e-12 * picojoules * self.bus_bytes / self.batch)
+        if self.prefill is not None:
+            prefill = self.prefill.cycles / self.arch.clock_hz
+            facts |= {"prompt": self.prompt, "prefill_tokens_per_s": self.prompt / prefill,
+                      "time_to_first_token_s": prefill}
+        return facts
+
+
+def measure(model: Model, context: int, *, batch: int = 1, prompt: int = 0,
+            weights: dict[str, int] | None = None,
+            advance: Callable[[float], None] = lambda share: None) -> Speed:
+    """Return how fast a program would run.
+
+    Parameters
+    ----------
+    context
+        Tokens in the cache of each sequence when a token is made.
+    batch
+        Sequences that make a token in a step.
+    prompt
+        Tokens of a prompt whose steps are measured at its beginning and its end, the steps between
+        being taken to grow evenly.
+    weights
+        Bytes that a step reads by kind, from the packer.
+    """
+    rows = model.program.arch.rows
+    if not 1 <= batch <= rows:
+        raise ValueError(f"the batch must be from 1 to {rows} sequences, not {batch}")
+    most = model.program.memory.context
+    if not 0 <= context < most or prompt > most:
+        raise ValueError(f"context and prompt must be at most {most - 1} tokens, not "
+                         f"{max(context, prompt)}; compile with a larger --context")
+    decode = model.step(batch, 1, context)
+    advance(0.3 if prompt else 1.0)
+    prefill = _prefill(model, prompt, advance) if prompt else None
+    return Speed(model.program, model.memory, decode, batch, context, prompt, prefill,
+                 weights or {})
+
+
+def _prefill(model: Model, prompt: int, advance: Callable[[float], None]) -> Profile:
+    """Return the profile of a prompt's steps; only the last one makes logits."""
+    rows = model.program.arch.rows
+    steps, rest = divmod(prompt, rows)
+    sizes = [rows] * steps + ([rest] if rest else [])
+    last = model.step(1, sizes[-1], prompt - sizes[-1])
+    advance(0.2)
+    if len(sizes) == 1:
+        return replace(last, works=())
+    first = model.step(1, rows, 0, head=False)
+    advance(0.25)
+    if len(sizes) == 2:
+        return first.combine(last, 1)
+    end = model.step(1, rows, prompt - sizes[-1] - rows, head=False)
+    advance(0.25)
+    between = len(sizes) - 3  # steps whose time lies evenly between that of the two
+    ends = first.combine(end, 1)
+    middle = Profile(ends.cycles * between // 2,
+                     {name: count * between / 2 for name, count in ends.reasons.items()})
+    return ends.combine(middle, 1).combine(last, 1)
+
+
+def step_bytes(program: Program, layers: int | None = None) -> dict[str, int]:
+    """Return the bytes of weights that a step reads, by kind.
+
+    ``layers`` counts the last layer of a program that has only the first few.
+    """
+    by_matrix: dict[str, dict[str, int]] = program.statistics["by_matrix"]
+    held = program.model.layers
+    found: dict[str, int] = {}
+    for name, kinds in by_matrix.items():
+        times = 1
+        if layers is not None and name.startswith(f"{held - 1}."):
+            times += layers - held
+        for kind in ("codes", "scales", "zero_points", "positions", "headers", "padding"):
+            found[kind] = found.get(kind, 0) + times * kinds[kind]
+    return found
+
+
+def sequential(arch: ArchConfig, memory: str) -> float:
+    """Return the bytes a second that a channel gives to one long read, as the model has it."""
+    dram = DRAMS.get(memory)
+    if dram is None:
+        return arch.channel_bytes_per_s
+    rate = min(dram.peak, arch.beat_bytes * arch.clock_hz)
+    return float(np.float64(rate * (1 - dram.refresh_takes / dram.refresh_every)))
