@@ -79,18 +79,21 @@ def _cut_gate(pieces: Pieces, by_name: dict[str, Node], used: dict[str, list[Nod
               if isinstance(user.op, Linear) and isinstance(user.op.weight, QuantMatrix)]
     # The strips of a piece's rows go round all lanes.
     unit = math.lcm(TILE_ROWS * arch.lanes, *(2 * group for group in groups), 2 * BLOCK) // 2
-    runs = _even(size, unit, max(1, size // GATED))
+    runs = _runs(size, unit, max(1, size // GATED))
     if len(runs) > 1:
         pieces.gates[gate.name] = runs
         pieces.rows[source] = [tuple((start + at, count) for start in starts)
                                 for at, count in runs]
 
 
-def _even(size: int, unit: int, most: int) -> Runs:
-    """Return up to ``most`` runs of whole units, about equal; the last has the rest, too."""
+def _runs(size: int, unit: int, most: int) -> Runs:
+    """Return up to ``most`` runs of whole units, about equal but for the last, which has the rest.
+
+    That is half as long, for nothing goes on while the vector unit works on it.
+    """
     units = size // unit
     count = max(1, min(most, units))
-    ends = [units * at // count * unit for at in range(count)] + [size]
+    ends = [2 * units * at // (2 * count - 1) * unit for at in range(count)] + [size]
     return tuple((at, end - at) for at, end in zip(ends[:-1], ends[1:], strict=True))
 
 

@@ -35,6 +35,7 @@ from alula.host.device import (
     resolve,
 )
 from alula.host.generate import Sampling, generate, measure, session_logits
+from alula.host.perf_command import perf
 from alula.host.rtl import figures
 from alula.host.screen import LOG, Screen
 from alula.host.session import Session
@@ -472,6 +473,9 @@ def demo(prompt: Prompt = "The following example shows", max_new_tokens: NewToke
     facts = _generate(screen, session, prompt, max_new_tokens, sampling)
     screen.result({**facts, **{name: value for name, value in _program_facts(program).items()
                                if name not in facts}})
+
+
+app.command()(perf)
 
 
 @app.command()

@@ -45,7 +45,8 @@ def shape_program(name: str, recipe: Recipe, arch: ArchConfig, context: int) -> 
     layers = min(PASSES, shape.layers)
     graph = decoder(replace(shape, layers=layers), Sample(recipe),
                     min(max(context, 64), shape.positions))
-    return compile_graph(graph, arch, Options(context=context, sequences=arch.rows), name=name)
+    return compile_graph(graph, arch, Options(context=context, sequences=arch.rows),
+                         name=f"{name}, {recipe}")
 
 
 @dataclass

@@ -1,0 +1,101 @@
+"""``alula perf``: how fast a board would be, by the cycle model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alula.compiler.program import load
+from alula.compiler.recipe import parse
+from alula.compiler.shapes import SHAPES
+from alula.compiler.verify import verify
+from alula.host import report as reports
+from alula.host.perf import Model, Speed, measure, memory_of, shape_program, step_bytes
+from alula.host.screen import Screen
+from alula.hw.arch import BUILDS, build
+from alula.sim.memory import DRAMS
+
+RECIPES = {"8:16": "w4g128+8:16", "drop50": "w4g128+drop50"}  # short names
+
+
+def perf(file: Annotated[Path | None, typer.Argument(help="Program file.")] = None,
+         shape: Annotated[str | None, typer.Option(
+             help=f"A known model's shape instead: {', '.join(SHAPES)}.")] = None,
+         recipe: Annotated[str, typer.Option(
+             help="Format of the shape's weights, for example w4g128, w3g128, 8:16, drop50.")]
+         = "w4g128",
+         board: Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")] = "u55c",
+         context: Annotated[int, typer.Option(min=0, help="Tokens in the cache.")] = 512,
+         prompt: Annotated[int, typer.Option(
+             min=0, help="Tokens of a prompt, to time its steps too; 0 leaves them out.")] = 0,
+         batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 1,
+         memory: Annotated[str, typer.Option(
+             help=f"Memory model: ideal, {', '.join(DRAMS)}, or as for --memory of `alula run`; "
+                  "the board's if not given.")] = "",
+         html: Annotated[Path | None, typer.Option(
+             "--report", metavar="FILE.html", help="Write a report with pictures.")] = None,
+         trace: Annotated[Path | None, typer.Option(
+             "--trace", metavar="FILE.json", help="Write a trace of a step, for Perfetto.")] = None,
+         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+         ) -> None:
+    """Say how fast a board would run a model: simulated, clock by clock, without its data."""
+    if (file is None) == (shape is None):
+        raise ValueError("either a program file or --shape must be given")
+    for path in (html, trace):
+        if path is not None and (not path.parent.is_dir() or path.is_dir()):
+            raise ValueError(f"a file must be in a folder that exists, not {path}")
+    screen = Screen(as_json=as_json, quiet=quiet)
+    wanted = parse(RECIPES.get(recipe, recipe))
+    with screen.steps(5 + (html is not None) + 1) as steps:
+        steps.begin("read the program" if file else "compile the shape")
+        layers = None
+        if file is not None:
+            program = verify(load(file))
+        else:
+            assert shape is not None
+            arch = build(board)
+            program = shape_program(shape, wanted, arch, max(context, prompt) + 1)
+            layers = SHAPES[shape].layers
+        model = Model(program, memory or memory_of(program.arch), layers, steps.begin)
+        speed = measure(model, context, batch=batch, prompt=prompt,
+                        weights=step_bytes(program, layers),
+                        advance=steps.begin("run steps", 1.0))
+        if html is not None:
+            longest = program.memory.context - 1
+            points = reports.curves(
+                model, sorted({min(c, longest) for c in (128, context, 2 * context, 4 * context)}),
+                sorted({1, min(4, program.arch.rows), program.arch.rows}),
+                steps.begin("run steps of other contexts and batches", 1.0))
+            reports.write(html, speed, points)
+        if trace is not None:
+            reports.write_trace(trace, speed)
+        steps.finish()
+    _show(screen, model, speed)
+
+
+def _show(screen: Screen, model: Model, speed: Speed) -> None:
+    facts = speed.facts()
+    plain = {name: value for name, value in facts.items() if not isinstance(value, dict)}
+    screen.table(f"{facts['model']} on {facts['board']}", ("", ""),
+                 [(name.replace("_", " "), _text(value)) for name, value in plain.items()])
+    screen.table("Clocks of a step's lanes", ("", "share"),
+                 [("carry a beat", f"{speed.decode.beats / speed.decode.cycles:.2%}")]
+                 + [(f"wait for {name}", f"{share:.2%}")
+                    for name, share in facts["stalls"].items()])
+    screen.table("Bytes of a step", ("", "bytes"),
+                 [(name.replace("_", " "), f"{size:,.0f}") for name, size
+                  in facts["bytes"].items()])
+    screen.table("Clocks of the units", ("", "clocks"),
+                 [(name, f"{count:,}") for name, count in facts["cycles_by_unit"].items()])
+    screen.note(f"{model.clocks:,} clocks simulated, "
+                f"{model.clocks / max(model.seconds, 1e-9):,.0f} a second")
+    screen.result(facts | {"clocks_simulated": model.clocks, "seconds": model.seconds})
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
