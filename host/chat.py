@@ -138,13 +138,20 @@ class Conversation:
         What the first message tells the model, if the template has a place for it.
     params
         How answers are made, if a turn does not say.
+    template
+        What the template may ask for.
     """
 
     def __init__(self, llm: LLM, system: str | None = None, params: SamplingParams | None = None,
                  **template: Any) -> None:
         self.llm, self.params, self.template = llm, params, template
         self._system = [{"role": "system", "content": system}] if system is not None else []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns but what the system message says."""
         self.messages: list[dict[str, Any]] = list(self._system)
+        self._seen: tuple[str, list[int]] = "", []  # what the model read and wrote, as both
 
     def stream(self, content: str, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Say something; yield the answer as it is made. One cut short counts as far as it is."""
@@ -153,20 +160,35 @@ class Conversation:
             raise ValueError(f"n must be 1 in a conversation, not {params.n}")
         asked = [*self.messages, {"role": "user", "content": content}]
         prompt = self.llm.template.render(asked, **self.template)
-        answer = ""
-        chunks = self.llm.stream(self.llm.text.encode(prompt, special=False), params)
+        tokens, answer, made = self._tokens(prompt), "", list[int]()
+        chunks = self.llm.stream(tokens, params)
         try:
             for chunk in chunks:
                 answer += chunk.text
+                made += chunk.token_ids
                 yield chunk
         finally:
             chunks.close()
             self.messages = [*asked, {"role": "assistant", "content": answer}]
+            if self.llm.text.decode(made, special=True) != answer:
+                del made[-1:]  # the end of text is in no answer; the template writes one
+            if self.llm.text.decode(made, special=True) == answer:
+                self._seen = prompt + answer, [*tokens, *made]
 
     def say(self, content: str, params: SamplingParams | None = None) -> str:
         """Say something; return the answer."""
         return "".join(chunk.text for chunk in self.stream(content, params))
 
-    def reset(self) -> None:
-        """Forget all turns but what the system message says."""
-        self.messages = list(self._system)
+    def _tokens(self, prompt: str) -> list[int]:
+        """Return a prompt's tokens: those of the turns before as they were, if that spells it.
+
+        A tokenizer may cut an answer otherwise than the model made it, and then the cache would
+        have nothing of it.
+        """
+        text, encode = self.llm.text, self.llm.text.encode
+        seen, tokens = self._seen
+        if tokens and prompt.startswith(seen):
+            longer = [*tokens, *encode(prompt[len(seen):], special=False)]
+            if text.decode(longer, special=True) == prompt:
+                return longer
+        return encode(prompt, special=False)

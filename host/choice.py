@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,9 +142,9 @@ class Devices:
         if isinstance(wanted, str):
             kind = next((kind for kind in KINDS if kind.name == wanted), None)
             return _open_kind(kind, self.program) if kind else open_device(wanted, self.program)
-        if not hasattr(wanted, "step"):
-            return cast(Opener, wanted)(self.program)
-        device = cast(Device, wanted)
+        if callable(wanted):
+            return wanted(self.program)
+        device = wanted
         if device.program is not self.program:
             raise ValueError(f"the device {device.name} must hold the program that is to run")
         return device

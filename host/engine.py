@@ -80,7 +80,8 @@ class Job:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    found: int | None = None  # tokens of the prompt that the cache had when it was first looked at
+    found: int = 0  # tokens of the prompt that others had computed
+    fresh: bool = True  # whether it never had to start over
     sequence: int | None = None  # the session's number for it, while it runs
     served: int = 0  # the step that last worked on it
 
@@ -204,6 +205,7 @@ class Engine:
         """Put a job at the end of the queue."""
         job.number = next(self._numbers)
         self.waiting.append(job)
+        self._count(prompt_tokens=len(job.prompt))
 
     def cancel(self, job: Job) -> None:
         """End a job where it is; one that has ended stays as it is."""
@@ -246,21 +248,25 @@ class Engine:
         while self.waiting and self._room and len(self.running) < limit:
             job = self.waiting[0]
             job.sequence = self.session.open()
-            found = self._adopt(job)
+            if job.fresh:
+                job.found = 0
+            self._adopt(job)
             try:
                 self.session.reserve(job.sequence, len(job.tokens))
             except CacheFull:
                 self._close(job)
                 self._room = False
                 return
-            if job.found is None:
-                job.found = found
-                self._count(prompt_tokens=len(job.prompt), cached_tokens=found)
             insort(self.running, self.waiting.pop(0))
 
-    def _adopt(self, job: Job) -> int:
+    def _adopt(self, job: Job) -> None:
+        """Share what others have computed of a job's next pages."""
         assert job.sequence is not None
-        return self.session.adopt(job.sequence, job.tokens) if self.prefix_cache else 0
+        if self.prefix_cache:
+            before = self.session.lengths[job.sequence]
+            found = self.session.adopt(job.sequence, job.tokens) - before
+            if job.fresh:
+                job.found += found
 
     def _make_room(self) -> None:
         """Have pages for the next token of every job that runs; the youngest make room for others.
@@ -277,6 +283,7 @@ class Engine:
 
     def _preempt(self, job: Job) -> None:
         self._leave(job)
+        job.fresh = False
         self._room = False  # until somebody ends: what was given back is wanted by an older job
         insort(self.waiting, job)
         self._count(preemptions=1)
@@ -313,7 +320,7 @@ class Engine:
         left = rows - len(parts)
         for job in prompts:
             if left:
-                self._adopt(job)  # of what others have computed meanwhile
+                self._adopt(job)
                 parts.append(_Part(job, min(left, self._todo(job))))
                 left -= parts[-1].count
         return parts
@@ -355,6 +362,8 @@ class Engine:
         for part in parts:
             part.job.served = self.statistics.steps
         for (job, _), answer in zip(ends, answers, strict=True):
+            if not job.made:
+                self._count(cached_tokens=job.found)
             self._accept(job, answer)
         if self.prefix_cache:
             for part in parts:
@@ -402,7 +411,7 @@ class Engine:
         self.devices.report.append(f"{failure}; {device.name} goes on")
         self.waiting = sorted([*self.running, *self.waiting])
         for job in self.waiting:
-            job.sequence = None
+            job.sequence, job.fresh = None, False
         self.running = []
         self.session, self._room = Session(Guarded(device)), True
         self._count(handovers=1)

@@ -140,7 +140,7 @@ class Request:
             raise self._error
         kept = self.params.logprobs is not None
         return RequestOutput(
-            self.prompt, self.prompt_token_ids, self._jobs[0].found or 0,
+            self.prompt, self.prompt_token_ids, self._jobs[0].found,
             tuple(Completion(job.index, job.text, tuple(job.made), str(job.finish_reason),
                              job.stop_reason, job.seed, tuple(job.logprobs) if kept else None)
                   for job in self._jobs))
