@@ -1,12 +1,11 @@
 """How a next token is chosen: the same one for the same seed, on every device and machine.
 
 Devices give the same logits to the bit, so a choice need only be made of operations that every
-processor rounds alike. Penalties and temperature are single additions, products and divisions in
-float64. Exponentials are the numerics contract's own (:func:`alula.hw.numerics.exp`), because
-those of numpy and of C libraries differ between processors; they become whole numbers of
-``2**-40``, whose sums are exact in any order. The draw is a hash of the seed and of the token's
-number, so a choice depends on nothing that happens beside its sequence, and is made again alike
-after a failure.
+processor rounds alike: additions, products and divisions of float64, one at a time. Exponentials of
+numpy and of C libraries differ between processors, and so do the orders of their sums. Here an
+exponential is a polynomial, and becomes a whole number of ``2**-40``; sums of those are exact in
+any order. The draw is a hash of the seed and of the token's number, so a choice depends on nothing
+that happens beside its sequence, and is made again alike after a failure.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.hw import numerics
-
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 WEIGHT_BITS = 40  # a weight of e**0 is 2**40: a sum of 2**22 of them is still exact
+LN2 = float.fromhex("0x1.62e42fefa39efp-1")
+TAYLOR = [1 / math.factorial(power) for power in range(12, -1, -1)]  # of e**x; 2e-16 for |x| < 0.35
 LOGPROBS_LIMIT = 64  # more than anyone reads
 
 
@@ -210,31 +209,55 @@ def _penalized(logits: NDArray[np.float32], params: SamplingParams, prompt: Sequ
 
 
 def _candidates(values: F64, best: int, params: SamplingParams) -> tuple[I64, I64]:
-    """Return the tokens to choose among, the best first, and their weights."""
+    """Return the tokens to choose among and their weights; the best first, if any were left out."""
     with np.errstate(over="ignore"):
         scaled = (values - values[best]) / params.temperature
-    tokens = np.flatnonzero(scaled > -WEIGHT_BITS)  # e**-40 is less than a unit of the weights
-    order = np.lexsort((tokens, -values[tokens]))
-    if params.top_k > 0:
-        order = order[:params.top_k]
-    tokens = tokens[order]
+    tokens = np.flatnonzero(scaled > -LN2 * WEIGHT_BITS)  # less than a unit is no weight
+    if 0 < params.top_k < len(tokens):
+        tokens = tokens[_best(values[tokens], params.top_k)]
     weights = _weights(scaled[tokens])
-    kept = weights > 0
     if params.min_p > 0:
-        kept &= weights >= math.ceil(Fraction(params.min_p) * (1 << WEIGHT_BITS))
-    tokens, weights = tokens[kept], weights[kept]
+        kept = weights >= math.ceil(Fraction(params.min_p) * (1 << WEIGHT_BITS))
+        tokens, weights = tokens[kept], weights[kept]
     if params.top_p < 1:
-        sums = np.cumsum(weights)
-        wanted = math.ceil(Fraction(params.top_p) * int(sums[-1]))
-        count = int(np.searchsorted(sums, wanted)) + 1
-        tokens, weights = tokens[:count], weights[:count]
+        wanted = math.ceil(Fraction(params.top_p) * int(weights.sum()))
+        order = _fewest(values[tokens], weights, wanted)
+        tokens, weights = tokens[order], weights[order]
     return tokens, weights
+
+
+def _best(values: F64, count: int) -> I64:
+    """Return the places of the ``count`` largest values, in their order; of equals the first."""
+    if 0 < count < len(values):
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        places = np.flatnonzero(values >= least)
+    else:
+        places = np.arange(len(values))
+    return places[np.argsort(-values[places], kind="stable")][:count]
+
+
+def _fewest(values: F64, weights: I64, wanted: int) -> I64:
+    """Return the places of the fewest best values whose weights reach a sum."""
+    count = 64
+    while True:
+        order = _best(values, count)
+        sums = np.cumsum(weights[order])
+        if sums[-1] >= wanted or count >= len(values):
+            return order[:int(np.searchsorted(sums, wanted)) + 1]
+        count *= 8
 
 
 def _weights(exponents: F64) -> I64:
     """Return ``e**x`` for ``x`` of at most 0, as whole numbers of ``2**-WEIGHT_BITS``."""
-    powers = numerics.exp(exponents.astype(np.float32)).astype(np.float64)
-    return np.floor(powers * float(1 << WEIGHT_BITS)).astype(np.int64)
+    inside = np.maximum(exponents, -100.0)
+    power = np.rint(inside * (1 / LN2))
+    rest = inside - power * LN2
+    value = np.full_like(rest, TAYLOR[0])
+    for coefficient in TAYLOR[1:]:
+        value *= rest
+        value += coefficient
+    scale = (power.astype(np.int64) + (1023 + WEIGHT_BITS) << 52).view(np.float64)
+    return np.floor(value * scale).astype(np.int64)
 
 
 def draw(seed: int, number: int, limit: int) -> int:
@@ -257,7 +280,7 @@ def logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogpro
         return TokenLogprob(token, math.nan)
     relative = np.maximum(values - peak, -1000.0)
     total = math.log(int(_weights(relative).sum())) - WEIGHT_BITS * math.log(2)
-    best = np.lexsort((np.arange(len(values)), -values))[:count]
+    best = _best(values, count)
 
     def of(at: int) -> float:
         return round(float(values[at]) - peak - total, 6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from alula.host import sampling
 from alula.host.sampling import SamplingParams, choose, draw, logprobs, sample_seed
 
 
@@ -75,19 +76,38 @@ def test_choices_are_pinned():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 1 << 30), st.floats(0.05, 5), st.floats(0.01, 1), st.floats(0, 1),
+@given(st.integers(0, 1 << 30), st.floats(0.05, 5), st.floats(0.01, 0.999), st.floats(0, 1),
        st.integers(0, 20))
 def test_order_of_tokens_does_not_matter(seed, temperature, top_p, min_p, top_k):
-    """A choice follows the distribution function of sorted tokens: a permutation keeps the value.
-
-    That is also what makes sums exact: no order of additions can change them.
-    """
+    """What is sorted is sorted the same from any order: no sum depends on its order."""
     random = np.random.default_rng(seed)
     logits = random.standard_normal(97).astype(np.float32) * 5
     params = SamplingParams(temperature=temperature, top_p=top_p, min_p=min_p, top_k=top_k)
     order = random.permutation(97)
     assert logits[choose(logits, params, seed, [], [])] == logits[order][
         choose(logits[order], params, seed, [], [])]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 1 << 30), st.floats(0.05, 0.999), st.integers(0, 400))
+def test_fast_ways_are_the_plain_ones(seed, top_p, top_k):
+    """Of tokens with many equal logits: what is left is what sorting them all would leave."""
+    random = np.random.default_rng(seed)
+    logits = (random.integers(0, 60, 700) / 8).astype(np.float32)
+    params = SamplingParams(temperature=1.0, top_p=top_p, top_k=top_k)
+    order = np.lexsort((np.arange(700), -logits))[:top_k or None]
+    weights = np.exp(logits[order].astype(np.float64))
+    count = int(np.searchsorted(np.cumsum(weights), top_p * weights.sum())) + 1
+    tokens, found = sampling._candidates(logits.astype(np.float64), int(np.argmax(logits)), params)
+    assert abs(len(tokens) - count) <= 1
+    np.testing.assert_array_equal(tokens[:count], order[:len(tokens)][:count])
+    np.testing.assert_allclose(found / 2**40, weights[:len(found)] / weights[0], rtol=1e-9)
+
+
+def test_weights():
+    exponents = -np.linspace(0, 27.7, 5000)
+    error = sampling._weights(exponents) / 2.0**40 / np.exp(exponents) - 1
+    assert np.all(np.abs(error) <= 2.0**-40 / np.exp(exponents) + 1e-15)
 
 
 def test_draws_are_even():
