@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from alula.compiler.program import Program
 from alula.host.compared import Mismatch
-from alula.host.device import Counters, Device, open_device
+from alula.host.device import DEVICES, Counters, Device, open_device
 
 LOG = logging.getLogger("alula")
 
@@ -141,6 +141,9 @@ class Devices:
     def _open(self, wanted: Wanted) -> Device:
         if isinstance(wanted, str):
             kind = next((kind for kind in KINDS if kind.name == wanted), None)
+            if kind is None and wanted not in DEVICES[1:]:
+                names = dict.fromkeys(["auto", *(kind.name for kind in KINDS), *DEVICES[1:]])
+                raise ValueError(f"device must be one of {', '.join(names)}, not {wanted!r}")
             return _open_kind(kind, self.program) if kind else open_device(wanted, self.program)
         if callable(wanted):
             return wanted(self.program)

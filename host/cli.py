@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from importlib.resources import files
@@ -24,7 +25,7 @@ from alula.compiler.program import Program, load, save
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES, shape_graph
 from alula.compiler.verify import verify
-from alula.host.choice import Devices
+from alula.host.choice import Devices, NoDevice
 from alula.host.compared import Compared, Mismatch
 from alula.host.device import (
     DEVICES,
@@ -71,6 +72,9 @@ Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")]
 Device = Annotated[str, typer.Option(
     help="What runs the program: rtl (the hardware, simulated), golden (the software model that "
          "defines every bit), or auto: rtl where it can be built.")]
+ApiDevice = Annotated[str, typer.Option(
+    "--device", help="What runs the program: alveo, pynq, cuda, cpu, rtl, golden; auto: the first "
+                     "of a board, a GPU and the CPU that answers.")]
 Check = Annotated[bool, typer.Option(
     help="Run the golden model beside it and compare every logit, to the bit.")]
 Memory = Annotated[str | None, typer.Option(
@@ -111,7 +115,8 @@ def main() -> None:
         sys.exit(0)
     except Refused as refusal:
         _fail(str(refusal), 2)
-    except (ValueError, OSError, MemoryError, BuildError, RunError, Mismatch) as error:
+    except (ValueError, OSError, MemoryError, ImportError, BuildError, RunError, Mismatch,
+            NoDevice) as error:
         LOG.error("%s", traceback.format_exc())
         _fail(str(error) or type(error).__name__, 1)
     except Exception as error:
@@ -393,9 +398,7 @@ def chat(file: Annotated[Path, typer.Argument(help="Program file, or a model dir
          max_new_tokens: Annotated[int | None, typer.Option(
              min=1, help="Most tokens of an answer; what the context has room for if not given.")
              ] = None,
-         device: Annotated[str, typer.Option(
-             help="What runs the program: alveo, pynq, cuda, cpu, rtl, golden; auto: the first of "
-                  "a board, a GPU and the CPU that answers.")] = "auto",
+         device: ApiDevice = "auto",
          temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, min_p: MinP = 0.0,
          repetition_penalty: RepetitionPenalty = 1.0, seed: Seed = 0,
          quiet: Quiet = False) -> None:
@@ -419,12 +422,37 @@ def chat(file: Annotated[Path, typer.Argument(help="Program file, or a model dir
                     screen.text(chunk.text)
             except KeyboardInterrupt:  # ends the answer, not the conversation
                 pass
+            except ValueError as error:  # most likely the context is full
+                screen.note(f"{error}; /reset begins anew")
             screen.text("\n")
+
+
+@app.command()
+def serve(file: Annotated[Path, typer.Argument(help="Program file, or a model directory.")],
+          host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+          port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen at.")] = 8000,
+          name: Annotated[str | None, typer.Option(
+              help="What clients call the model; the program's name if not given.")] = None,
+          api_key: Annotated[str | None, typer.Option(
+              envvar="ALULA_API_KEY", help="Bearer token that clients must send.")] = None,
+          template: Annotated[Path | None, typer.Option(
+              help="Chat template, if not the tokenizer's own.")] = None,
+          device: ApiDevice = "auto", quiet: Quiet = False) -> None:
+    """Serve a model over HTTP, as OpenAI's API does: /v1/completions, /v1/chat/completions."""
+    from alula.host.serve import serve as serve_llm
+
+    screen = Screen(quiet=quiet)
+    source = template.read_text(encoding="utf-8") if template else None
+    with LLM(file, device=device, chat_template=source, progress=not quiet) as llm:
+        screen.note("; ".join(llm.device_report))
+        serve_llm(llm, host, port, name=name, api_key=api_key)
 
 
 def _lines(prompt: str) -> Iterator[str]:
     """Yield the lines of standard input that are not empty, asking for each at a terminal."""
     asked = prompt if sys.stdin.isatty() else ""
+    with suppress(ImportError):  # lines can be edited where it exists
+        import readline  # noqa: F401
     while True:
         try:
             line = input(asked)

@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -424,7 +424,7 @@ def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], what: object) -> None:
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # a loop that was closed: nobody waits
         loop.call_soon_threadsafe(function, what)
 
 

@@ -163,6 +163,9 @@ def test_command(program, tmp_path):
         answers = [talk.say("A window"), talk.say("A window")]
     assert done.stdout == "".join(f"{answer}\n" for answer in [*answers, answers[0]])
     assert "golden: runs dense" in done.stderr
+    done = _chat(path, "--template", template, "--max-new-tokens", 2000, text="a\nb\n")
+    assert done.returncode == 0 and done.stdout == "\n\n"
+    assert done.stderr.count("compile with a larger --context; /reset begins anew") == 2
     done = _chat(path, "--device", "golden", text="hello\n")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("alula: the model must have a chat template")

@@ -171,6 +171,7 @@ def test_compress(tmp_path, recipe, extra):
     (("demo", "--memory", "speed=4"), 1, "a memory model must be latency=NUMBER,"),
     (("demo", "--memory", "stall=2"), 1, "a memory's stall must be from 0 to 0.99, not 2.0"),
     (("run", "x.alula", "--top-p", "0"), 1, "top_p must be above 0 and at most 1, not 0.0"),
+    (("chat", DENSE, "--device", "alveo"), 1, "this version of Alula has no alveo device"),
     (("chat", "/nowhere"), 1, "/nowhere must be a program file or a model directory"),
     (("demo", "--temperature", "-1"), 1, "temperature must be at least 0, not -1.0"),
     (("demo", "--device", "golden", "--max-new-tokens", "99999"), 1,

@@ -243,7 +243,9 @@ def test_auto_takes_what_answers(made, monkeypatch):
 
 
 @pytest.mark.parametrize("device, message", [
-    ("tpu", "device must be one of rtl, golden"), ([], "device must be at least one, not none"),
+    ("tpu", "device must be one of auto, alveo, pynq, cuda, cpu, golden, rtl, "
+            "not 'tpu'"),
+    ([], "device must be at least one, not none"),
 ])
 def test_device_wrong(made, device, message):
     with pytest.raises(ValueError, match=f"^{message}"):
