@@ -53,8 +53,6 @@ class Template:
         more
             What the template may ask for, such as ``tools`` or ``enable_thinking``.
         """
-        import jinja2
-
         for message in messages:
             if "role" not in message:
                 raise ValueError(f"a message must have a role, not only {sorted(message)}")
@@ -63,14 +61,14 @@ class Template:
             return str(self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt, **given))
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program, and may raise anything
             raise TextError(f"the chat template does not take these messages: {error}") from None
 
 
 def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         found = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TextError(f"{name} must be readable JSON: {error}") from None
     return found if isinstance(found, dict) else {}
 

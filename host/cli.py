@@ -410,7 +410,6 @@ def chat(file: Annotated[Path, typer.Argument(help="Program file, or a model dir
     source = template.read_text(encoding="utf-8") if template else None
     with LLM(file, device=device, chat_template=source, progress=not quiet) as llm:
         talk = llm.conversation(system, params)
-        screen.note("; ".join(llm.device_report))
         for line in _lines("> "):
             if line == "/exit":
                 return
@@ -441,10 +440,9 @@ def serve(file: Annotated[Path, typer.Argument(help="Program file, or a model di
     """Serve a model over HTTP, as OpenAI's API does: /v1/completions, /v1/chat/completions."""
     from alula.host.serve import serve as serve_llm
 
-    screen = Screen(quiet=quiet)
+    Screen(quiet=quiet)  # opens the log
     source = template.read_text(encoding="utf-8") if template else None
     with LLM(file, device=device, chat_template=source, progress=not quiet) as llm:
-        screen.note("; ".join(llm.device_report))
         serve_llm(llm, host, port, name=name, api_key=api_key)
 
 

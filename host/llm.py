@@ -172,7 +172,8 @@ class LLM:
     every_logit
         Read all logits from the device, also where the best token is all that is wanted.
     progress
-        Show the steps of compiling on standard error; None: if it is a terminal.
+        Show the steps of compiling, and which device was taken and why, on standard error; None:
+        if it is a terminal.
 
     Raises
     ------
@@ -191,12 +192,15 @@ class LLM:
                  sequences: int = 8, cache: bool = True, prefix_cache: bool = True,
                  repeats: int = 1, every_logit: bool = False,
                  progress: bool | None = None) -> None:
-        with _steps(sys.stderr.isatty() if progress is None else progress) as begin:
+        shown = sys.stderr.isatty() if progress is None else progress
+        with _steps(shown) as begin:
             self.program = open_program(model, arch=arch, quantize=quantize, context=context,
                                         sequences=sequences, cache=cache, begin=begin)
         self._devices = Devices(self.program, device)
         self._engine = Engine(self._devices, prefix_cache=prefix_cache, repeats=repeats,
                               every_logit=every_logit)
+        if shown:
+            sys.stderr.write("\n".join(self._devices.report) + "\n")
         self._chat_template = chat_template
         self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=_work, args=(self._engine, self._inbox),

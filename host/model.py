@@ -128,8 +128,14 @@ def open_program(model: str | os.PathLike[str] | Program, *, arch: str = "sim",
         except ValueError:  # a damaged file is made anew
             kept.unlink(missing_ok=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    return compile(path, arch=arch, quantize=quantize, context=context, sequences=sequences,
-                   output=kept, begin=begin)
+    own = kept.with_name(f"{kept.stem}.{os.getpid()}.alula")  # another process may do the same
+    try:
+        compile(path, arch=arch, quantize=quantize, context=context, sequences=sequences,
+                output=own, begin=begin)
+        own.replace(kept)
+    finally:
+        own.unlink(missing_ok=True)
+    return load(kept, check=False)
 
 
 def cache_folder() -> Path:

@@ -19,26 +19,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alula.compiler.program import Program, load
     from alula.host.chat import Conversation
+    from alula.host.choice import NoDevice
     from alula.host.llm import LLM, Chunk, Completion, Request, RequestOutput
     from alula.host.model import compile
     from alula.host.sampling import SamplingParams, TokenLogprob
+    from alula.host.text import TextError
 
 _HOMES = {
     "Chunk": "host.llm",
     "Completion": "host.llm",
     "Conversation": "host.chat",
     "LLM": "host.llm",
+    "NoDevice": "host.choice",
     "Program": "compiler.program",
     "Request": "host.llm",
     "RequestOutput": "host.llm",
     "SamplingParams": "host.sampling",
+    "TextError": "host.text",
     "TokenLogprob": "host.sampling",
     "compile": "host.model",
     "load": "compiler.program",
 }
 
-__all__ = ["LLM", "Chunk", "Completion", "Conversation", "Program", "Request", "RequestOutput",
-           "SamplingParams", "TokenLogprob", "__version__", "compile", "load"]
+__all__ = ["LLM", "Chunk", "Completion", "Conversation", "NoDevice", "Program", "Request",
+           "RequestOutput", "SamplingParams", "TextError", "TokenLogprob", "__version__", "compile",
+           "load"]
 
 __version__: str
 

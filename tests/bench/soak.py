@@ -28,7 +28,7 @@ import alula
 BUNDLED = Path(str(files("alula.host.bundled")))
 MODELS = ("dense", "sparse")
 AT_ONCE = 24  # requests before the two devices: more than they have sequences
-SLOTS = 6  # of the cache in each class: fewer than sequences, so that pages run out
+SLOTS = 4  # of the cache in each class: fewer than sequences, so that pages run out
 GROWTH = 0.02  # of memory, at most
 
 
@@ -61,7 +61,7 @@ def kinds(source: random.Random, count: int, tokens: list[int]) -> list[Kind]:
         prompt = tokens[at:at + length]
         if source.random() < 0.4:
             prompt = source.choice(stems)[:source.randrange(1, 200)] + prompt
-        if number % 40 == 7:
+        if number % 20 == 7:
             prompt = tokens[at:at + source.randrange(480, 520)]
         sampled = source.random() < 0.5
         found.append(Kind(source.choice(MODELS), tuple(prompt), alula.SamplingParams(
