@@ -206,6 +206,15 @@ def test_repeats_change_nothing(made, repeats):
     assert again.made == solo(made, again.prompt, again.params)
 
 
+@pytest.mark.parametrize("repeats", [1, 8])
+def test_context_can_be_filled(made, repeats):
+    engine = _engine(made, repeats=repeats)
+    job = _job(engine, [5] * 1001, SamplingParams(max_tokens=None, ignore_eos=True))
+    _run(engine)
+    assert job.finish_reason == "length" and len(job.tokens) == 1024
+    assert job.made == solo(made, job.prompt, SamplingParams(max_tokens=23, ignore_eos=True))
+
+
 def test_cancelled_while_it_waits(made):
     engine = _engine(resized(made, sequences=1))
     first, second = (_job(engine, [n], SamplingParams(max_tokens=5)) for n in (1, 2))
