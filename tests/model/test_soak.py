@@ -5,7 +5,7 @@ import os
 import pytest
 from bench.soak import GROWTH, soak
 
-REQUESTS = int(os.environ.get("ALULA_SOAK", "30"))
+REQUESTS = int(os.environ.get("ALULA_SOAK", "20"))
 LONG = 500  # requests from which on memory has settled
 
 
