@@ -72,9 +72,6 @@ Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")]
 Device = Annotated[str, typer.Option(
     help="What runs the program: rtl (the hardware, simulated), golden (the software model that "
          "defines every bit), or auto: rtl where it can be built.")]
-ApiDevice = Annotated[str, typer.Option(
-    "--device", help="What runs the program: alveo, pynq, cuda, cpu, rtl, golden; auto: the first "
-                     "of a board, a GPU and the CPU that answers.")]
 Check = Annotated[bool, typer.Option(
     help="Run the golden model beside it and compare every logit, to the bit.")]
 Memory = Annotated[str | None, typer.Option(
@@ -96,6 +93,9 @@ RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: repeat less.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text to stop before; may be repeated.")]
 Seed = Annotated[int, typer.Option(help="Seed of the choice.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the text's end.")]
+ApiDevice = Annotated[str, typer.Option(
+    "--device", help="What runs the program: alveo, pynq, cuda, cpu, rtl, golden; auto: the first "
+                     "of a board, a GPU and the CPU that answers.")]
 Context = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")]
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences held at a time.")]
 Quantize = Annotated[str | None, typer.Option(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alula.host.engine import Chunk, Engine, Job
 from alula.host.sampling import SamplingParams
-from alula.host.session import Session
+from alula.host.session import Row, Session
 from alula.host.text import Stream, Text, Writer
 
 
@@ -35,6 +35,24 @@ def generate(engine: Engine, prompt: Sequence[int], params: SamplingParams, *,
                 yield chunk
     finally:
         engine.cancel(job)
+
+
+def generate_greedy(session: Session, prompt: Sequence[int], count: int) -> list[int]:
+    """Return ``count`` greedy tokens with the device choosing them: the host only starts runs."""
+    program = session.device.program
+    sequence = session.open()
+    try:
+        session.feed(sequence, prompt)
+        last = (len(prompt) - 1) % program.arch.rows  # row of the prompt's last token
+        tokens = [int(session.best(last)[0])]
+        while len(tokens) < count:
+            repeats = min(count - len(tokens), program.memory.repeats)
+            session.step([Row(sequence, tokens[-1], session.lengths[sequence],
+                              wants_logits=True)], repeats)
+            tokens += [int(session.best(0, repeat)[0]) for repeat in range(repeats)]
+        return tokens[:count]
+    finally:
+        session.close(sequence)
 
 
 def writer(text: Text, params: SamplingParams) -> Writer:

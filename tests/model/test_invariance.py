@@ -9,6 +9,7 @@ from models import random_decoder
 from alula.compiler.compile import Options, compile
 from alula.compiler.graph import ActivationKind
 from alula.host.device import GoldenDevice
+from alula.host.generate import generate_greedy
 from alula.host.session import Row, Session
 from alula.hw.arch import BUILDS, SIM
 from alula.hw.numerics import PAGE_TOKENS
@@ -149,13 +150,7 @@ def test_device_chooses_greedy_tokens(program):
     for _ in range(90):
         expected.append(int(np.argmax(logits[0])))
         logits = two.feed(0, expected[-1:])
-    one.feed(one.open(), prompt)
-    found = [int(one.best((len(prompt) - 1) % program.arch.rows)[0])]
-    while len(found) < 90:
-        repeats = min(90 - len(found), program.memory.repeats)
-        one.step([Row(0, found[-1], one.lengths[0], wants_logits=True)], repeats)
-        found += [int(one.best(0, repeat)[0]) for repeat in range(repeats)]
-    assert found == expected
+    assert generate_greedy(one, prompt, 90) == expected
 
 
 def test_window_forgets(program):
