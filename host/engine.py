@@ -358,13 +358,15 @@ class Engine:
         self.session.step(rows, repeats)
         # Everything is read before anything is kept: a device that fails here has done nothing.
         answers = [self._answer(job, row, repeats) for job, row in ends]
-        self._count(steps=1, rows=len(rows), new_tokens=len(ends) * repeats)
+        self._count(steps=1, rows=len(rows))
         for part in parts:
             part.job.served = self.statistics.steps
         for (job, _), answer in zip(ends, answers, strict=True):
             if not job.made:
                 self._count(cached_tokens=job.found)
+            before = len(job.made)
             self._accept(job, answer)
+            self._count(new_tokens=len(job.made) - before)
         if self.prefix_cache:
             for part in parts:
                 if part.job.sequence is not None:

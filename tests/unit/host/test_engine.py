@@ -199,6 +199,7 @@ def test_repeats_change_nothing(made, repeats):
     _run(engine)
     for job in jobs:
         assert job.made == solo(made, job.prompt, job.params)
+    assert engine.statistics.new_tokens == sum(len(job.made) for job in jobs)
     steps = engine.statistics.steps
     assert (steps < 20) if repeats == 8 else (steps > 10)
     again = _job(engine, [*jobs[0].prompt, *jobs[0].made, 5], SamplingParams(max_tokens=5))

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import textwrap
 import threading
 import weakref
 from dataclasses import replace
@@ -14,6 +15,7 @@ from models import program as random_program
 from pretend import Faulty, Pretend, solo
 
 import alula
+from alula.compiler.program import save
 from alula.host import choice
 from alula.host.choice import Devices, Kind, NoDevice
 from alula.host.compared import Compared, Mismatch
@@ -24,6 +26,7 @@ from alula.host.text import TextError
 from alula.hw.arch import SIM
 from alula.hw.numerics import PAGE_TOKENS
 
+ROOT = Path(__file__).parents[3]
 DENSE = Path(str(files("alula.host.bundled"))) / "dense"
 
 
@@ -363,3 +366,16 @@ def test_program_of_other_sizes_is_the_same_text(dense):
 def test_replaced_program_is_verified(dense):
     with pytest.raises(ValueError, match="."):
         alula.LLM(replace(dense, instructions=dense.instructions[:-1]), device="golden")
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/api.md"])
+def test_example_of_the_documents(dense, path, tmp_path, monkeypatch, capsys):
+    """The first example that imports the package runs as it is written."""
+    text = (ROOT / path).read_text("utf-8")
+    block = text[text.index("    import alula\n"):]
+    lines = block.splitlines()
+    end = next(at for at, line in enumerate(lines) if line and not line.startswith("    "))
+    save(dense, tmp_path / "model.alula")
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent("\n".join(lines[:end])), {})
+    assert capsys.readouterr().out.startswith("Once ")
