@@ -34,6 +34,7 @@ wheel: $(VENV)/.installed-dev     ## build the wheel, install it elsewhere, run 
 	$(BIN)/python -m build --wheel
 	$(PYTHON) -m venv $(VENV)/wheel
 	$(VENV)/wheel/bin/pip install --quiet dist/*.whl
+	cd / && $(abspath $(VENV))/wheel/bin/python -c "import alula; alula.LLM"
 	cd / && $(abspath $(VENV))/wheel/bin/alula demo --max-new-tokens 8
 
 docs: $(VENV)/.installed          ## regenerate what is generated
@@ -59,5 +60,5 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 .PHONY: $(VENV)/.types
 $(VENV)/.types: $(VENV)/.installed-dev
 	$(PYTHON) -m venv $(VENV)/types
-	$(VENV)/types/bin/pip install --quiet mypy rich numpy pydantic onnx typer tokenizers threadpoolctl ml_dtypes platformdirs
+	$(VENV)/types/bin/pip install --quiet mypy rich numpy pydantic onnx typer tokenizers threadpoolctl ml_dtypes platformdirs jinja2
 	$(VENV)/types/bin/pip install --quiet --no-deps -e . --config-settings editable_mode=strict

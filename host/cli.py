@@ -6,7 +6,8 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from importlib.resources import files
@@ -24,6 +25,7 @@ from alula.compiler.program import Program, load, save
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES, shape_graph
 from alula.compiler.verify import verify
+from alula.host.choice import Devices, NoDevice
 from alula.host.compared import Compared, Mismatch
 from alula.host.device import (
     DEVICES,
@@ -34,12 +36,16 @@ from alula.host.device import (
     open_device,
     resolve,
 )
-from alula.host.generate import Sampling, generate, measure, session_logits
+from alula.host.engine import Engine
+from alula.host.generate import generate, measure, session_logits
+from alula.host.llm import LLM, beginning
+from alula.host.model import STAGES, compile_directory
 from alula.host.perf_command import perf
 from alula.host.rtl import figures
+from alula.host.sampling import SamplingParams
 from alula.host.screen import LOG, Screen
 from alula.host.session import Session
-from alula.host.text import Stream, Text, read_files
+from alula.host.text import Text, read_files
 from alula.hw import isa
 from alula.hw.arch import BUILDS, build
 from alula.sim.memory import MemoryModel
@@ -81,8 +87,17 @@ Prompt = Annotated[str, typer.Option(help="Text to continue.")]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to make.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the best token each time.")]
 TopK = Annotated[int, typer.Option(help="Choose among the best N tokens; 0 for all.")]
+TopP = Annotated[float, typer.Option(
+    help="Choose among the fewest best tokens that have this share of the probability.")]
+MinP = Annotated[float, typer.Option(
+    help="Leave out tokens less probable than this share of the best.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: repeat less.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text to stop before; may be repeated.")]
 Seed = Annotated[int, typer.Option(help="Seed of the choice.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the text's end.")]
+ApiDevice = Annotated[str, typer.Option(
+    "--device", help="What runs the program: alveo, pynq, cuda, cpu, rtl, golden; auto: the first "
+                     "of a board, a GPU and the CPU that answers.")]
 Context = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")]
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences held at a time.")]
 Quantize = Annotated[str | None, typer.Option(
@@ -102,7 +117,8 @@ def main() -> None:
         sys.exit(0)
     except Refused as refusal:
         _fail(str(refusal), 2)
-    except (ValueError, OSError, MemoryError, BuildError, RunError, Mismatch) as error:
+    except (ValueError, OSError, MemoryError, ImportError, BuildError, RunError, Mismatch,
+            NoDevice) as error:
         LOG.error("%s", traceback.format_exc())
         _fail(str(error) or type(error).__name__, 1)
     except Exception as error:
@@ -114,26 +130,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     sys.stderr.write(f"alula: {message}\n")
     sys.exit(code)
-
-
-STAGES = {"check": "check the graph", "fuse": "fuse operations", "place": "place buffers",
-          "emit": "emit instructions", "pack": "pack weights", "tables": "write tables",
-          "verify": "prove the program safe"}
-
-
-def _compile_directory(directory: Path, arch: str, options: Options, quantize: str | None,
-                       begin: Callable[[str, int], Any], near: Path | None = None) -> Program:
-    begin("read the model", 0)
-    graph, _ = import_model(directory)
-    begin("quantize weights" if quantize else "keep the weights' codes", 0)
-    if quantize:
-        from alula.compiler.quantize import quantize as quantize_graph
-
-        graph = quantize_graph(graph, parse(quantize))
-    return compile_graph(
-        graph, build(arch), options, name=directory.resolve().name,
-        tokenizer=read_files(directory), near=near,
-        stage=lambda name, total: begin(STAGES[name], total))
 
 
 @app.command()
@@ -248,7 +244,7 @@ def compile_command(
                 images=False, stage=lambda name, total: steps.begin(STAGES[name], total))
         else:
             assert output is not None
-            program = _compile_directory(directory, arch, options, quantize, steps.begin,
+            program = compile_directory(directory, arch, options, quantize, steps.begin,
                                          output.resolve().parent)
             steps.begin("write the file")
             save(program, output)
@@ -339,50 +335,50 @@ def run(file: Annotated[Path, typer.Argument(help="Program file.")], prompt: Pro
         max_new_tokens: NewTokens = 64, device: Device = "auto", check: Check = False,
         memory: Memory = None, trace: TraceFile = None, trace_start: TraceStart = 0,
         trace_clocks: TraceClocks = Trace.clocks,
-        temperature: Temperature = 0.0, top_k: TopK = 0, seed: Seed = 0,
+        temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, min_p: MinP = 0.0,
+        repetition_penalty: RepetitionPenalty = 1.0, stop: Stop = None, seed: Seed = 0,
         ignore_eos: IgnoreEos = False, as_json: Json = False, quiet: Quiet = False) -> None:
     """Generate text with a program."""
     screen = Screen(as_json=as_json, quiet=quiet)
     simulated = _Simulated.parse(device, memory, check=check, trace=trace, start=trace_start,
                                  clocks=trace_clocks)
+    params = SamplingParams(
+        max_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, stop=stop or (), seed=seed, ignore_eos=ignore_eos)
     with screen.steps(1 + _device_steps(device)) as steps:
         steps.begin("read the program")
         program = verify(load(file))
-        session = Session(simulated.open(screen, steps, program))
+        opened = simulated.open(screen, steps, program)
         steps.finish()
-    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
-    screen.result(_generate(screen, session, prompt, max_new_tokens, sampling))
+    screen.result(_generate(screen, opened, prompt, params))
 
 
-def _generate(screen: Screen, session: Session, prompt: str, count: int,
-              sampling: Sampling) -> dict[str, Any]:
+def _generate(screen: Screen, device: AnyDevice, prompt: str,
+              params: SamplingParams) -> dict[str, Any]:
     """Generate, printing text as it comes; return the facts of the run."""
-    program = session.device.program
+    program = device.program
     text = Text(program.tokenizer)
-    given = text.encode(prompt)
-    if not given:
-        start = program.model.bos_token
-        given = [start if start is not None else next(iter(program.model.eos_tokens), 0)]
-    stream = Stream(text)
+    given = text.encode(prompt) or [beginning(program)]
+    engine = Engine(Devices(program, device), every_logit=isinstance(device, Compared))
     tokens: list[int] = []
+    made = ""
     screen.text(prompt)
-    device = session.device
     begun = time.perf_counter()
     first, before = begun, device.counters
-    for token in generate(session, given, count, sampling):
+    for chunk in generate(engine, given, params, text=text):
         if not tokens:
             first, before = time.perf_counter(), device.counters
-        tokens.append(token)
-        if token not in program.model.eos_tokens:
-            screen.text(stream.push(token))
+        tokens += chunk.token_ids
+        made += chunk.text
+        screen.text(chunk.text)
     ended = time.perf_counter()
     screen.text("\n")
     rate = (len(tokens) - 1) / (ended - first) if len(tokens) > 1 else 0.0
     facts = {
         "device": device.name, "model": program.model.name, "arch": program.arch.name,
         "prompt_tokens": len(given), "new_tokens": len(tokens), "tokens_per_s": rate,
-        "time_to_first_token_s": first - begun, "tokens": tokens,
-        "text": text.decode([t for t in tokens if t not in program.model.eos_tokens]),
+        "time_to_first_token_s": first - begun, "tokens": tokens, "text": made,
+        "finish_reason": chunk.finish_reason,
     }
     screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s")
     if device.counters and before and len(tokens) > 1:
@@ -394,6 +390,76 @@ def _generate(screen: Screen, session: Session, prompt: str, count: int,
         facts["compared_bytes"] = device.compared
         screen.note(f"{device.compared:,} bytes of logits, all equal to the golden model's")
     return facts
+
+
+@app.command()
+def chat(file: Annotated[Path, typer.Argument(help="Program file, or a model directory.")],
+         system: Annotated[str | None, typer.Option(help="What to tell the model first.")] = None,
+         template: Annotated[Path | None, typer.Option(
+             help="Chat template, if not the tokenizer's own.")] = None,
+         max_new_tokens: Annotated[int | None, typer.Option(
+             min=1, help="Most tokens of an answer; what the context has room for if not given.")
+             ] = None,
+         device: ApiDevice = "auto",
+         temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, min_p: MinP = 0.0,
+         repetition_penalty: RepetitionPenalty = 1.0, seed: Seed = 0,
+         quiet: Quiet = False) -> None:
+    """Talk with a model. /reset begins anew, /exit ends; lines may come from a pipe."""
+    screen = Screen(quiet=quiet)
+    params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                            top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+                            seed=seed)
+    source = template.read_text(encoding="utf-8") if template else None
+    with LLM(file, device=device, chat_template=source, progress=not quiet) as llm:
+        talk = llm.conversation(system, params)
+        for line in _lines("> "):
+            if line == "/exit":
+                return
+            if line == "/reset":
+                talk.reset()
+                continue
+            try:
+                for chunk in talk.stream(line):
+                    screen.text(chunk.text)
+            except KeyboardInterrupt:  # ends the answer, not the conversation
+                pass
+            except ValueError as error:  # most likely the context is full
+                screen.note(f"{error}; /reset begins anew")
+            screen.text("\n")
+
+
+@app.command()
+def serve(file: Annotated[Path, typer.Argument(help="Program file, or a model directory.")],
+          host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+          port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen at.")] = 8000,
+          name: Annotated[str | None, typer.Option(
+              help="What clients call the model; the program's name if not given.")] = None,
+          api_key: Annotated[str | None, typer.Option(
+              envvar="ALULA_API_KEY", help="Bearer token that clients must send.")] = None,
+          template: Annotated[Path | None, typer.Option(
+              help="Chat template, if not the tokenizer's own.")] = None,
+          device: ApiDevice = "auto", quiet: Quiet = False) -> None:
+    """Serve a model over HTTP, as OpenAI's API does: /v1/completions, /v1/chat/completions."""
+    from alula.host.serve import serve as serve_llm
+
+    Screen(quiet=quiet)  # opens the log
+    source = template.read_text(encoding="utf-8") if template else None
+    with LLM(file, device=device, chat_template=source, progress=not quiet) as llm:
+        serve_llm(llm, host, port, name=name, api_key=api_key)
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """Yield the lines of standard input that are not empty, asking for each at a terminal."""
+    asked = prompt if sys.stdin.isatty() else ""
+    with suppress(ImportError):  # lines can be edited where it exists
+        import readline  # noqa: F401
+    while True:
+        try:
+            line = input(asked)
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
 
 
 @app.command(name="eval")
@@ -464,13 +530,14 @@ def demo(prompt: Prompt = "The following example shows", max_new_tokens: NewToke
     screen = Screen(as_json=as_json, quiet=quiet)
     simulated = _Simulated.parse(device, memory, check=check, trace=trace, start=trace_start,
                                  clocks=trace_clocks)
+    params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                            seed=seed, ignore_eos=ignore_eos)
     with screen.steps(len(STAGES) + 2 + _device_steps(device)) as steps:
         directory = Path(str(files("alula.host.bundled"))) / model
-        program = _compile_directory(directory, arch, Options(), None, steps.begin)
-        session = Session(simulated.open(screen, steps, program))
+        program = compile_directory(directory, arch, Options(), None, steps.begin)
+        opened = simulated.open(screen, steps, program)
         steps.finish()
-    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos)
-    facts = _generate(screen, session, prompt, max_new_tokens, sampling)
+    facts = _generate(screen, opened, prompt, params)
     screen.result({**facts, **{name: value for name, value in _program_facts(program).items()
                                if name not in facts}})
 

@@ -19,7 +19,9 @@ def examine() -> list[dict[str, str]]:
     ]
     for package, purpose in (
             ("numpy", "everything"), ("onnx", "reading models"), ("tokenizers", "text"),
+            ("jinja2", "chat templates"),
             ("onnxruntime", "alula eval --reference; extra [dev]"),
+            ("starlette", "alula serve; extra [serve]"),
             ("torch", "GPU device; extra [gpu]"), ("triton", "GPU device; extra [gpu]"),
             ("pynq", "Zynq boards; extra [pynq]")):
         found.append((package, _version(package), purpose))

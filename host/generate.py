@@ -1,71 +1,40 @@
-"""Generate text on a device, greedily or by seeded sampling, and measure loss on a text."""
+"""One text at a time: generate it in the caller's thread, or measure the loss on it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.host.session import Row, Session, SessionError
-from alula.host.text import Text
+from alula.host.engine import Chunk, Engine, Job
+from alula.host.sampling import SamplingParams
+from alula.host.session import Row, Session
+from alula.host.text import Stream, Text, Writer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen, and when to stop; ``temperature`` 0 takes the best."""
+def generate(engine: Engine, prompt: Sequence[int], params: SamplingParams, *,
+             text: Text | None = None) -> Iterator[Chunk]:
+    """Yield the chunks of one text as the caller's thread makes them, with nothing beside it.
 
-    temperature: float = 0.0
-    top_k: int = 0
-    seed: int = 0
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0, not {self.top_k}")
-
-
-def choose(logits: NDArray[np.float32], sampling: Sampling,
-           random: np.random.Generator) -> int:
-    """Return the next token; a tie goes to the lower one."""
-    if sampling.temperature == 0:
-        return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")[:sampling.top_k or None]
-    weights = np.exp(scaled[order] - scaled[order[0]])
-    at = np.searchsorted(np.cumsum(weights), random.random() * weights.sum(), side="right")
-    return int(order[min(int(at), len(order) - 1)])
-
-
-def generate(session: Session, prompt: Sequence[int], count: int,
-             sampling: Sampling = Sampling()) -> Iterator[int]:
-    """Yield up to ``count`` tokens that follow ``prompt``.
-
-    An end-of-text token is the last, unless ``sampling.ignore_eos``.
-    The sequence is closed when the iterator ends or is dropped.
+    The job is cancelled when the iterator is dropped.
     """
-    program = session.device.program
-    if len(prompt) + count > session.context:
-        raise SessionError(f"prompt and new tokens must be at most {session.context} tokens, not "
-                           f"{len(prompt)} + {count}; compile with a larger --context")
-    random = np.random.default_rng(sampling.seed)
-    sequence = session.open()
+    limit = engine.check(prompt, params)
+    made: list[Chunk | Exception] = []
+    job = Job(tuple(prompt), params, params.seed or 0, limit, tell=made.append,
+              writer=writer(text, params) if text else None)
+    engine.add(job)
     try:
-        logits = session.feed(sequence, prompt)
-        for made in range(count):
-            token = choose(logits[0], sampling, random)
-            yield token
-            ended = token in program.model.eos_tokens and not sampling.ignore_eos
-            if ended or made == count - 1:
-                return
-            logits = session.feed(sequence, [token])
+        while job.finish_reason is None:
+            engine.step()
+            while made:
+                chunk = made.pop(0)
+                assert isinstance(chunk, Chunk)  # an error is raised by the step
+                yield chunk
     finally:
-        session.close(sequence)
+        engine.cancel(job)
 
 
 def generate_greedy(session: Session, prompt: Sequence[int], count: int) -> list[int]:
@@ -84,6 +53,12 @@ def generate_greedy(session: Session, prompt: Sequence[int], count: int) -> list
         return tokens[:count]
     finally:
         session.close(sequence)
+
+
+def writer(text: Text, params: SamplingParams) -> Writer:
+    """Return what makes text of a job's tokens."""
+    return Writer(Stream(text, special=not params.skip_special_tokens), params.stops,
+                  keep=params.include_stop_str_in_output)
 
 
 class Loss(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.host.device import Device
+from alula.host.pages import Key, Pages, page_key
 from alula.hw import layout
 from alula.hw.isa import WORD_BYTES
-from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
+from alula.hw.numerics import PAGE_TOKENS
 
 
 class SessionError(ValueError):
@@ -36,7 +36,7 @@ class Session:
     """A device and the sequences whose keys and values it holds.
 
     ``lengths`` has, for each sequence, the positions that are in the cache; ``context`` is the
-    most that one can have.
+    most that one can have; ``pages`` has each sequence's slots, in the order of its pages.
     """
 
     device: Device
@@ -44,8 +44,9 @@ class Session:
 
     def __post_init__(self) -> None:
         memory = self.device.program.memory
+        self.cache = Pages(memory.slots)
         self.pages: dict[int, list[int]] = {}
-        self.free = [list(range(memory.slots))[::-1] for _ in range(PAGE_CLASSES)]
+        self.keys: dict[int, list[Key]] = {}  # of each sequence's first pages, full and known
         self.context = memory.context
 
     def open(self) -> int:
@@ -55,31 +56,90 @@ class Session:
         for sequence in range(limit):
             if sequence not in used:
                 self.lengths[sequence], self.pages[sequence] = 0, []
+                self.keys[sequence] = []
                 return sequence
         raise SessionError(f"at most {limit} sequences must be open at a time; close one, or "
                            "compile with a larger --sequences")
 
     def close(self, sequence: int) -> None:
-        """Forget a sequence and free its pages."""
-        del self.lengths[sequence]
-        for page, slot in enumerate(self.pages.pop(sequence)):
-            self.free[page % PAGE_CLASSES].append(slot)
+        """Forget a sequence and free its pages; published ones can be found until overwritten."""
+        del self.lengths[sequence], self.keys[sequence]
+        # The last first: what is free longest is overwritten first, and no page is of use without
+        # those before it.
+        for page, slot in reversed(list(enumerate(self.pages.pop(sequence)))):
+            self.cache.release(page, slot)
+
+    def adopt(self, sequence: int, tokens: Sequence[int]) -> int:
+        """Share pages that already hold what a sequence would compute next.
+
+        Parameters
+        ----------
+        tokens
+            The sequence's tokens from its first on. One at least is left to compute.
+
+        Returns
+        -------
+        The positions that are in the cache now.
+        """
+        pages, keys = self.pages[sequence], self.keys[sequence]
+        first = len(keys)
+        if self.lengths[sequence] != first * PAGE_TOKENS:
+            return self.lengths[sequence]  # inside a page, or after one that nobody else knows
+        while (len(keys) + 1) * PAGE_TOKENS < len(tokens):
+            page = len(keys)
+            key = page_key(tokens, page, keys)
+            slot = self.cache.find(page, key)
+            if slot is None:
+                break
+            keys.append(key)
+            if page < len(pages):
+                self.cache.release(page, pages[page])
+                pages[page] = slot
+            else:
+                pages.append(slot)
+        if len(keys) > first:
+            self._write_pages(sequence, first)
+            self.lengths[sequence] = len(keys) * PAGE_TOKENS
+        return self.lengths[sequence]
+
+    def publish(self, sequence: int, tokens: Sequence[int]) -> None:
+        """Let other sequences find a sequence's full pages.
+
+        ``tokens`` are what the sequence was computed from, from its first on.
+        """
+        keys = self.keys[sequence]
+        for page in range(len(keys), min(self.lengths[sequence], len(tokens)) // PAGE_TOKENS):
+            keys.append(page_key(tokens, page, keys))
+            self.cache.publish(page, self.pages[sequence][page], keys[page])
 
     def reserve(self, sequence: int, length: int) -> None:
-        """Make sure that positions below ``length`` have cache pages."""
+        """Make sure that positions below ``length`` have cache pages; raise CacheFull if not."""
         if length > self.context:
             raise SessionError(f"a sequence must have at most {self.context} tokens, not {length}; "
                                "compile with a larger --context")
-        pages, memory = self.pages[sequence], self.device.program.memory
+        pages = self.pages[sequence]
         first, last = len(pages), -(-length // PAGE_TOKENS)
-        wanted = Counter(page % PAGE_CLASSES for page in range(first, last))
-        if any(count > len(self.free[page_class]) for page_class, count in wanted.items()):
-            raise SessionError("the cache is full; close a sequence, or compile with fewer "
-                               "--sequences or a smaller --context")
-        pages += [self.free[page % PAGE_CLASSES].pop() for page in range(first, last)]
-        if len(pages) > first:
-            start = memory.pages.start + sequence * memory.page_stride * WORD_BYTES + 4 * first
-            self.device.write(start, np.array(pages[first:], "<u4").tobytes())
+        if last > first:
+            pages += self.cache.take(range(first, last))
+            self._write_pages(sequence, first)
+
+    def _write_pages(self, sequence: int, first: int) -> None:
+        memory = self.device.program.memory
+        start = memory.pages.start + sequence * memory.page_stride * WORD_BYTES + 4 * first
+        self.device.write(start, np.array(self.pages[sequence][first:], "<u4").tobytes())
+
+    def _own(self, sequence: int, position: int) -> None:
+        """Make sure that a position to write is in no page that another sequence can see."""
+        page = position // PAGE_TOKENS
+        if page >= len(self.keys[sequence]):
+            return
+        for number in range(page, len(self.keys[sequence])):
+            slot = self.pages[sequence][number]
+            if self.cache.holders(number, slot) > 1:
+                raise SessionError(f"position {position} of sequence {sequence} must not be "
+                                   "written: other sequences share its page")
+            self.cache.forget(number, slot)
+        del self.keys[sequence][page:]
 
     def step(self, rows: Sequence[Row], repeats: int = 1) -> None:
         """Run one step over some rows; raise if a sequence's row would have no place."""
@@ -108,6 +168,9 @@ class Session:
             if row.parent < 0 and roots.setdefault(row.sequence, row.position) != row.position:
                 raise SessionError(f"a sequence's rows without a parent must have one position in "
                                    f"a step, not {roots[row.sequence]} and {row.position}")
+        for row in rows:
+            if row.place == layout.PLACE_BY_POSITION:
+                self._own(row.sequence, row.position)
         self.device.write(program.memory.step.start, self._table(rows, repeats))
         self.device.step()
         for row in rows:

@@ -79,6 +79,25 @@ def test_run_past_the_end(program):
     assert len(short) < len(long) == 40 and long[:len(short)] == short
 
 
+def test_run_until_a_stop(program):
+    plain = golden_run(program, "--prompt", "If the", "--max-new-tokens", 20)
+    assert plain["finish_reason"] == "length"
+    found = golden_run(program, "--prompt", "If the", "--max-new-tokens", 20, "--stop", "window",
+                       "--stop", "never")
+    assert found["finish_reason"] == "stop"
+    assert found["text"] == plain["text"][:plain["text"].index("window")]
+
+
+def test_run_with_sampling(program):
+    """Every way to leave only the best token gives the greedy text."""
+    plain = golden_run(program, "--prompt", "If the", "--max-new-tokens", 8)["tokens"]
+    for left in (("--top-p", 0.01), ("--min-p", 1), ("--top-k", 1)):
+        assert golden_run(program, "--prompt", "If the", "--max-new-tokens", 8, "--temperature", 1,
+                          *left)["tokens"] == plain
+    assert golden_run(program, "--prompt", "If the", "--max-new-tokens", 8,
+                      "--repetition-penalty", 5)["tokens"] != plain
+
+
 def test_run_without_prompt(program):
     assert golden_run(program, "--max-new-tokens", 3)["prompt_tokens"] == 1
 
@@ -151,6 +170,9 @@ def test_compress(tmp_path, recipe, extra):
      "a trace must go to a file in a folder that exists, not /nowhere/x.fst"),
     (("demo", "--memory", "speed=4"), 1, "a memory model must be latency=NUMBER,"),
     (("demo", "--memory", "stall=2"), 1, "a memory's stall must be from 0 to 0.99, not 2.0"),
+    (("run", "x.alula", "--top-p", "0"), 1, "top_p must be above 0 and at most 1, not 0.0"),
+    (("chat", DENSE, "--device", "alveo"), 1, "this version of Alula has no alveo device"),
+    (("chat", "/nowhere"), 1, "/nowhere must be a program file or a model directory"),
     (("demo", "--temperature", "-1"), 1, "temperature must be at least 0, not -1.0"),
     (("demo", "--device", "golden", "--max-new-tokens", "99999"), 1,
      "prompt and new tokens must be at most"),

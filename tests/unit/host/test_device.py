@@ -73,9 +73,9 @@ def test_compared_wrong(made):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("latency", "a memory model must be latency=NUMBER,bandwidth=NUMBER,stall=NUMBER,seed=NUMBER "
-                "or some of them, not 'latency'"),
-    ("latency=two", "a memory model must be latency=NUMBER"),
+    ("latency", "a memory model must be ideal, hbm2, ddr4-2400, ddr3-1050, or some of "
+     "latency=NUMBER,bandwidth=NUMBER,stall=NUMBER,seed=NUMBER, not 'latency'"),
+    ("latency=two", "a memory model must be ideal"),
     ("bandwidth=0", r"a memory's bandwidth must be from 0.001 to 1, not 0\.0"),
     ("latency=-1", "a memory's latency must be from 0 to 1000000 clocks, not -1"),
 ])

@@ -5,6 +5,7 @@ import pytest
 from models import program
 
 from alula.host.device import GoldenDevice
+from alula.host.pages import CacheFull
 from alula.host.session import Row, Session, SessionError
 from alula.hw.arch import SIM
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
@@ -20,13 +21,13 @@ def test_pages_refused_are_not_taken(made):
     session = Session(GoldenDevice(made))
     one, two = session.open(), session.open()
     session.feed(one, [5, 6, 7])
-    kept = session.free[2][:]
-    session.free[2].clear()
-    before = [list(free) for free in session.free]
-    with pytest.raises(SessionError, match="^the cache is full; close a sequence"):
+    taken = session.cache.take([2] * session.cache.room(2))
+    before = [session.cache.room(page_class) for page_class in range(PAGE_CLASSES)]
+    with pytest.raises(CacheFull, match="^the cache is full; close a sequence"):
         session.reserve(two, PAGE_CLASSES * PAGE_TOKENS)
-    assert session.free == before
-    session.free[2] += kept
+    assert [session.cache.room(page_class) for page_class in range(PAGE_CLASSES)] == before
+    for slot in taken:
+        session.cache.release(2, slot)
     got = session.feed(two, [1, 2, 3])
     fresh = Session(GoldenDevice(made))
     np.testing.assert_array_equal(got, fresh.feed(fresh.open(), [1, 2, 3]))
