@@ -26,8 +26,8 @@ from alula.hw.isa import BLOCK
 
 
 def fuse(graph: Graph) -> Graph:
-    """Return the graph with gates formed, queries last, and layers of the same input made one."""
-    return merge_linears(queries_last(form_gates(graph)))
+    """Return the graph with gates formed, and layers of the same input made one, values last."""
+    return values_last(merge_linears(values_last(form_gates(graph))))
 
 
 def users(graph: Graph) -> dict[str, list[Node]]:
@@ -58,13 +58,13 @@ def form_gates(graph: Graph) -> Graph:
                              if node.name not in gone])
 
 
-def queries_last(graph: Graph) -> Graph:
-    """Return the graph with what only an attention's queries need right before it.
+def values_last(graph: Graph) -> Graph:
+    """Return the graph with what only an attention's values need right before it.
 
-    So keys and values are made and stored while queries are still computed.
+    Values are quantized, queries and keys rotated before: that is done while values are computed.
     """
     by_name, used = {node.name: node for node in graph.nodes}, users(graph)
-    chains = {node.name: list(_query_chain(by_name, used, node)) for node in graph.of(Attention)}
+    chains = {node.name: list(_value_chain(by_name, used, node)) for node in graph.of(Attention)}
     late = {node.name for chain in chains.values() for node in chain}
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -73,11 +73,11 @@ def queries_last(graph: Graph) -> Graph:
     return graph.with_nodes(nodes)
 
 
-def _query_chain(by_name: dict[str, Node], used: dict[str, list[Node]],
+def _value_chain(by_name: dict[str, Node], used: dict[str, list[Node]],
                  attention: Node) -> Iterator[Node]:
-    """Yield the operations that only the queries come through, the last first, from a layer on."""
-    node = by_name[attention.inputs[0]]
-    while isinstance(node.op, (Rope, RmsNorm, Linear)) and len(used[node.name]) == 1:
+    """Yield the operations that only the values come through, the last first, from a layer on."""
+    node = by_name[attention.inputs[2]]
+    while isinstance(node.op, (Rope, RmsNorm, Slice, Linear)) and len(used[node.name]) == 1:
         yield node
         if isinstance(node.op, Linear):
             return

@@ -17,8 +17,6 @@ from alula.compiler.graph import (
     Linear,
     Node,
     QuantMatrix,
-    RmsNorm,
-    Rope,
     Slice,
 )
 from alula.hw.arch import ArchConfig
@@ -98,22 +96,14 @@ def _runs(size: int, unit: int, most: int) -> Runs:
 
 
 def _cut_attention(pieces: Pieces, by_name: dict[str, Node], node: Node) -> None:
-    """Cut a layer that makes keys, values and then queries: queries are a piece of their own."""
-    parts = []
-    for name in node.inputs:
-        while isinstance(by_name[name].op, (Rope, RmsNorm)):
-            name = by_name[name].inputs[0]
-        parts.append(by_name[name])
-    if any(not isinstance(part.op, Slice) for part in parts):
-        return
-    layer = by_name[parts[0].inputs[0]]
-    start = max((part.op.start + part.op.size for part in parts[1:]  # type: ignore[union-attr]
-                 if part.inputs == (layer.name,)), default=0)
-    query = parts[0].op
-    assert isinstance(query, Slice)
-    if (isinstance(layer.op, Linear) and 0 < start == query.start and start % BLOCK == 0
-            and start + query.size == layer.op.weight.rows):
-        pieces.rows[layer.name] = [((0, start),), ((start, query.size),)]
+    """Cut a layer whose last rows make values: they are a piece of their own."""
+    value = by_name[node.inputs[2]]
+    layer = by_name[value.inputs[0]]
+    if isinstance(value.op, Slice) and isinstance(layer.op, Linear) and layer.name not in (
+            pieces.rows):
+        start, size = value.op.start, value.op.size
+        if 0 < start == layer.op.weight.rows - size:
+            pieces.rows[layer.name] = [((0, start),), ((start, size),)]
 
 
 def rows(matrix: QuantMatrix, runs: Runs) -> QuantMatrix:

@@ -57,18 +57,21 @@ class Model:
     ----------
     layers
         Passes of the loop over layers that count; the program's own if None.
+    timing
+        If false, the whole hardware is simulated, data and all.
     """
 
     program: Program
     memory: str = "ideal"
     layers: int | None = None
     report: Report | None = None
+    timing: bool = True
     seconds: float = 0.0  # spent in simulation
     clocks: int = 0  # simulated
 
     def __post_init__(self) -> None:
         self.device = RtlDevice(self.program, MemoryModel.parse(self.memory), self.report,
-                                timing=True)
+                                timing=self.timing)
         self.loop = layer_loop(self.program.instructions)
         if self.loop is not None:
             loop = self.program.instructions[self.loop]
@@ -104,8 +107,7 @@ class Model:
             return most
         fewer = self._run(rows, with_passes(code, self.loop, PASSES - 1))
         one = most.combine(fewer, -1)
-        return replace(most.combine(one, self.layers - PASSES), works=most.works,
-                       least_busy=most.least_busy)
+        return replace(most.combine(one, self.layers - PASSES), works=most.works)
 
     def layer(self, context: int) -> Profile:
         """Return the profile of one layer for one token."""
@@ -250,7 +252,8 @@ def _prefill(model: Model, prompt: int, advance: Callable[[float], None]) -> Pro
     between = len(sizes) - 3  # steps whose time lies evenly between that of the two
     ends = first.combine(end, 1)
     middle = Profile(ends.cycles * between // 2,
-                     {name: count * between / 2 for name, count in ends.reasons.items()})
+                     {name: count * between / 2 for name, count in ends.reasons.items()},
+                     ends.lane_beats * between // 2)
     return ends.combine(middle, 1).combine(last, 1)
 
 

@@ -47,17 +47,17 @@ class Profile:
         others wait for.
     busy
         Clocks by ``(queue, instruction's name)`` in which a unit works on it.
+    lane_beats
+        Clocks of each lane that carry a beat.
     works
         Every piece of work in order; empty for a profile that is a sum.
-    least_busy
-        Share of the clocks that carry a beat in the lane with fewest.
     """
 
     cycles: int
     reasons: dict[str, float]
+    lane_beats: NDArray[np.int64]
     busy: Counter[tuple[str, str]] = field(default_factory=Counter)
     works: tuple[Work, ...] = ()
-    least_busy: float = 0.0
 
     @property
     def beats(self) -> float:
@@ -69,7 +69,8 @@ class Profile:
         reasons = {name: count + times * other.reasons[name]
                    for name, count in self.reasons.items()}
         busy = Counter({key: count + times * other.busy[key] for key, count in self.busy.items()})
-        return Profile(self.cycles + times * other.cycles, reasons, busy)
+        return Profile(self.cycles + times * other.cycles, reasons,
+                       self.lane_beats + times * other.lane_beats, busy)
 
 
 def profile(simulation: Simulation, instructions: Sequence[Instruction], cycles: int) -> Profile:
@@ -79,8 +80,8 @@ def profile(simulation: Simulation, instructions: Sequence[Instruction], cycles:
     busy: Counter[tuple[str, str]] = Counter()
     for work in works:
         busy[work.queue.name, type(instructions[work.index]).__name__] += work.end - work.begin
-    return Profile(cycles, dict(zip(REASONS, clocks.mean(axis=0).tolist(), strict=True)), busy,
-                   works, float(clocks[:, REASONS.index("beat")].min()) / max(cycles, 1))
+    return Profile(cycles, dict(zip(REASONS, clocks.mean(axis=0).tolist(), strict=True)),
+                   clocks[:, REASONS.index("beat")].astype(np.int64), busy, works)
 
 
 def _works(events: NDArray[np.void]) -> Iterator[Work]:

@@ -168,7 +168,7 @@ def test_compress(tmp_path, recipe, extra):
      "memory models and traces are for the device rtl, not golden"),
     (("demo", "--trace", "/nowhere/x.fst"), 1,
      "a trace must go to a file in a folder that exists, not /nowhere/x.fst"),
-    (("demo", "--memory", "speed=4"), 1, "a memory model must be latency=NUMBER,"),
+    (("demo", "--memory", "speed=4"), 1, "a memory model must be ideal, hbm2,"),
     (("demo", "--memory", "stall=2"), 1, "a memory's stall must be from 0 to 0.99, not 2.0"),
     (("run", "x.alula", "--top-p", "0"), 1, "top_p must be above 0 and at most 1, not 0.0"),
     (("chat", DENSE, "--device", "alveo"), 1, "this version of Alula has no alveo device"),
