@@ -24,6 +24,9 @@ def write_layout(arch):
 class VectorBuffer(wiring.Component):
     """fp32 values of each row, in words of ``vector_width``.
 
+    Even and odd words are in memories of their own: while the vector unit writes one after the
+    other, others write in between.
+
     Members
     -------
     read_enable, read_address : ``In``; read_data : ``Out``
@@ -34,7 +37,8 @@ class VectorBuffer(wiring.Component):
     write : ``In(write_layout)``
         The vector unit's, always granted; its mask is 0 when it does not write.
     writes : ``In(stream of write_layout)``
-        Other writers'; the lower number goes first.
+        Other writers'; the lower number goes first, if the vector unit does not write to the same
+        memory in that clock.
     """
 
     def __init__(self, arch, writers):
@@ -50,24 +54,39 @@ class VectorBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = Ram(
-            shape=32 * self.arch.vector_width, depth=vector_words(self.arch), passive=True)
-        read, write = store.read_port(), store.write_port(granularity=32)
+        layout = write_layout(self.arch)
+        address = Signal.like(self.read_address)
+        other, offered = Signal(layout), Signal()  # the first of the other writers
+        was_odd = Signal()
         m.d.comb += [
             self.reads.ready.eq(~self.read_enable),
-            read.addr.eq(Mux(self.read_enable, self.read_address, self.reads.payload)),
+            address.eq(Mux(self.read_enable, self.read_address, self.reads.payload)),
         ]
-        m.d.sync += self.read_data.eq(read.data)
-        chosen, busy = Signal(write_layout(self.arch)), self.write.mask.any()
-        m.d.comb += chosen.eq(self.write)
+        free = [Signal(name=f"free_{odd}") for odd in range(2)]
+        found = []
+        for odd in range(2):
+            m.submodules[f"store_{odd}"] = store = Ram(
+                shape=32 * self.arch.vector_width, depth=-(-vector_words(self.arch) // 2),
+                passive=True)
+            read, write = store.read_port(), store.write_port(granularity=32)
+            mine = self.write.mask.any() & (self.write.address[0] == odd)
+            chosen = Signal(layout, name=f"chosen_{odd}")
+            theirs = offered & (other.address[0] == odd)
+            m.d.comb += [
+                read.addr.eq(address[1:]), free[odd].eq(~mine),
+                chosen.eq(Mux(mine, self.write, other)), write.addr.eq(chosen.address[1:]),
+                write.data.eq(chosen.data), write.en.eq(Mux(mine | theirs, chosen.mask, 0)),
+            ]
+            found.append(read.data)
+        m.d.sync += [was_odd.eq(address[0]),
+                     self.read_data.eq(Mux(was_odd, found[1], found[0]))]
+        before = 0
         for client in self.writes:
-            m.d.comb += client.ready.eq(~busy)
-            busy = busy | client.valid
+            m.d.comb += client.ready.eq(~before & Mux(client.payload.address[0], free[1], free[0]))
+            before = before | client.valid
         for client in reversed(self.writes):
-            with m.If(client.valid & client.ready):
-                m.d.comb += chosen.eq(client.payload)
-        m.d.comb += [write.addr.eq(chosen.address), write.data.eq(chosen.data),
-                     write.en.eq(chosen.mask)]
+            with m.If(client.valid):
+                m.d.comb += [other.eq(client.payload), offered.eq(client.ready)]
         return m
 
 

@@ -29,6 +29,7 @@ VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noas
 CXX_OPTIONS = ("-std=c++17", "-fPIC", "-fno-exceptions", "-w")
 FAST, SLOW = "-O2", "-O0"  # what runs every clock, and what runs once
 LIBRARY = "alula.so"
+HARNESS = ("model.cpp", "dram.h")
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")  # of Verilator
 _WAVEFORMS = "verilated_fst_c.cpp"  # what writes them, and throws exceptions
 
@@ -108,8 +109,12 @@ def _sources() -> bytes:
 
 
 def _harness() -> bytes:
-    return Path(str(files("alula.sim.rtl"))).joinpath("model.cpp").read_bytes() + Path(
-        __file__).read_bytes()
+    return b"".join([*(_source(name).read_bytes() for name in HARNESS),
+                     Path(__file__).read_bytes()])
+
+
+def _source(name: str) -> Path:
+    return Path(str(files("alula.sim.rtl").joinpath(name)))
 
 
 def _described(arch: ArchConfig, root: Path, report: Report) -> Path:
@@ -196,8 +201,9 @@ def _cxx(name: str) -> str:
 def _compile(cxx: list[str], folder: Path, report: Report, trace: bool) -> None:
     root, environment = verilator_tools()
     include = root / "include"
-    model = folder / "model.cpp"
-    shutil.copy(str(files("alula.sim.rtl").joinpath("model.cpp")), model)
+    for name in HARNESS:
+        shutil.copy(_source(name), folder)
+    model = folder / HARNESS[0]
     runtime = [*_RUNTIME, *([_WAVEFORMS] if trace else [])]
     sources = [*sorted(folder.glob("V*.cpp")), model, *(include / name for name in runtime)]
     flags = [*CXX_OPTIONS, f"-I{include}", f"-I{include / 'vltstd'}", f"-I{folder}",
