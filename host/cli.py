@@ -40,7 +40,7 @@ from alula.host.engine import Engine
 from alula.host.generate import generate, measure, session_logits
 from alula.host.llm import LLM, beginning
 from alula.host.model import STAGES, compile_directory
-from alula.host.perf_command import perf
+from alula.host.perf_command import explore, perf
 from alula.host.rtl import figures
 from alula.host.sampling import SamplingParams
 from alula.host.screen import LOG, Screen
@@ -543,6 +543,7 @@ def demo(prompt: Prompt = "The following example shows", max_new_tokens: NewToke
 
 
 app.command()(perf)
+app.command()(explore)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from alula.compiler.program import load
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES
 from alula.compiler.verify import verify
-from alula.host import report as reports
+from alula.host import explore as exploring, report as reports
 from alula.host.perf import Model, Speed, measure, memory_of, shape_program, step_bytes
 from alula.host.screen import Screen
 from alula.hw.arch import BUILDS, build
@@ -74,6 +74,53 @@ def perf(file: Annotated[Path | None, typer.Argument(help="Program file.")] = No
             reports.write_trace(trace, speed)
         steps.finish()
     _show(screen, model, speed)
+
+
+def explore(shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")],
+            board: Annotated[str, typer.Option(
+                help=f"Build to vary: {', '.join(BUILDS)}.")] = "u55c",
+            recipe: Annotated[str, typer.Option(help="Format of the weights.")] = "w4g128",
+            lanes: Annotated[str, typer.Option(help="Numbers of lanes, such as 8,16,32.")] = "",
+            dsps: Annotated[str, typer.Option(help="DSP slices of a lane.")] = "",
+            rows: Annotated[str, typer.Option(help="Most rows of a step.")] = "",
+            prefetch: Annotated[str, typer.Option(help="Beats fetched ahead.")] = "",
+            context: Annotated[int, typer.Option(min=0, help="Tokens in the cache.")] = 512,
+            prompt: Annotated[int, typer.Option(min=0, help="Tokens of a prompt; 0: none.")] = 0,
+            html: Annotated[Path | None, typer.Option(
+                "--picture", metavar="FILE.svg", help="Draw speed against slices.")] = None,
+            as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+            quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+            ) -> None:
+    """Sweep sizes of a build: speed by the cycle model, against DSP slices and on-chip memory."""
+    screen = Screen(as_json=as_json, quiet=quiet)
+    base = build(board)
+    builds = exploring.candidates(base, lanes=_numbers("lanes", lanes),
+                                  lane_dsps=_numbers("dsps", dsps), rows=_numbers("rows", rows),
+                                  prefetch_beats=_numbers("prefetch", prefetch))
+    with screen.steps(1) as steps:
+        points = exploring.explore(builds, shape, parse(RECIPES.get(recipe, recipe)),
+                                   memory_of(base), context, prompt,
+                                   steps.begin(f"simulate {len(builds)} builds", len(builds)))
+        steps.finish()
+    best = exploring.pareto(points)
+    rows_of = [tuple(point.facts().values()) + ("*" if point in best else "",) for point in points]
+    screen.table(f"{shape}, {recipe}, on builds of {board}: simulated; * no other is as good",
+                 ("lanes", "DSPs of a lane", "rows", "prefetch", "DSPs of chains", "memory bits",
+                  "decode tokens/s", "bandwidth", "prefill tokens/s", ""),
+                 [tuple(_text(value) if value is not None else "" for value in row)
+                  for row in rows_of])
+    if html is not None:
+        reports.write_pareto(html, points, best)
+    screen.result({"shape": shape, "recipe": recipe, "board": board,
+                   "points": [point.facts() | {"pareto": point in best} for point in points]})
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """Return the numbers of an option such as ``8,16``."""
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise ValueError(f"--{name} must be numbers such as 8,16, not {text!r}") from None
 
 
 def _show(screen: Screen, model: Model, speed: Speed) -> None:

