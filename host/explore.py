@@ -52,7 +52,7 @@ def candidates(board: ArchConfig, **choices: Sequence[int]) -> list[ArchConfig]:
     for values in product(*(choices[name] for name in names)):
         sizes = dict(zip(names, values, strict=True))
         label = "-".join([board.name, *(f"{name}{value}" for name, value in sizes.items())])
-        found.append(replace(board, **(sizes | {"name": label} if sizes else {})))
+        found.append(replace(board, **sizes, name=label))
     return found
 
 

@@ -87,7 +87,7 @@ class Model:
         The layers after those simulated are counted like the last one simulated.
         """
         opened = [self.session.open() for _ in range(sequences)]
-        rows = []
+        rows: list[Row] = []
         for sequence in opened:
             self.session.lengths[sequence] = context
             rows += [Row(sequence, 0, context + at, len(rows) + at - 1 if at else -1,

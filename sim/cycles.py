@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,8 @@ from alula.hw.isa import Instruction, Queue
 from alula.sim.rtl.simulation import REASONS, Simulation
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """A unit's work on an instruction: clocks from ``begin`` to ``end``, since the run began."""
 
     queue: Queue

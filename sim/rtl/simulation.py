@@ -161,7 +161,7 @@ class Simulation:
 
     @staticmethod
     def _copied(start: int | None, size: int) -> NDArray[np.uint8]:
-        return np.frombuffer(ctypes.string_at(start, size) if size else b"", np.uint8)
+        return np.frombuffer(ctypes.string_at(start or 0, size) if size else b"", np.uint8)
 
     def trace(self, path: Path, start: int, clocks: int) -> None:
         """Write what happens from a clock on to an FST file; needs a build with tracing."""
