@@ -115,7 +115,11 @@ class Machine:
                 instruction = self.program.instructions[self.next]
                 self.next += 1
                 self.executed += 1
-                EXECUTE[type(instruction)](self, instruction)
+                self.meaning(instruction)(self, instruction)
+
+    def meaning(self, instruction: Instruction) -> Meaning:
+        """Return what an instruction does; a machine may have another way to the same bits."""
+        return EXECUTE[type(instruction)]
 
     # Pieces of meaning that instructions share.
 
@@ -152,7 +156,7 @@ class Machine:
     def page(self, layer: int, slot: int, head: int, page_class: int, kv_heads: int,
              head_dim: int) -> NDArray[np.uint8]:
         """Return the bytes of one head's page; ``layer`` is the layer's first word in a slot."""
-        lane, index = _unit_places(kv_heads, self.arch.lanes)[head, page_class]
+        lane, index = unit_places(kv_heads, self.arch.lanes)[head, page_class]
         words = layout.page_words(head_dim)
         start = (layer + slot * int(self.header["slot_words"]) + index * words) * WORD_BYTES
         start -= self.program.memory.cache.start
@@ -167,7 +171,7 @@ def _blas() -> ThreadpoolController:
 
 
 @cache
-def _unit_places(kv_heads: int, lanes: int) -> dict[tuple[int, int], tuple[int, int]]:
+def unit_places(kv_heads: int, lanes: int) -> dict[tuple[int, int], tuple[int, int]]:
     """Return ``(head, class) -> (lane, index in the lane)``."""
     return {unit: (lane, index) for lane in range(lanes)
             for index, unit in enumerate(layout.lane_units(lane, lanes, kv_heads))}
