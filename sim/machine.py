@@ -70,9 +70,7 @@ class Machine:
             raise ValueError(f"exact must be among {sorted(EXACT_CHOICES)}, not "
                              f"{sorted(self.exact)}")
         self.arch = arch
-        self.control = np.zeros(memory.top.stop, np.uint8)
-        image = self.program.control
-        self.control[:image.size] = image
+        self.control = self.control_memory()
         self.caches = [np.zeros(memory.cache.size, np.uint8) for _ in range(arch.lanes)]
         self.vector = np.zeros((arch.rows, arch.vector_elements), np.float32)
         self.codes = np.zeros((arch.rows, arch.activation_elements), np.int8)
@@ -91,6 +89,13 @@ class Machine:
         # Unquantized copies, kept only for `exact`.
         self.code_values = np.zeros_like(self.codes, np.float32) if self.exact else None
         self.cache_values: dict[tuple[int, int, int], NDArray[np.float32]] = {}
+
+    def control_memory(self) -> NDArray[np.uint8]:
+        """Return the control memory as it is before the first step."""
+        control = np.zeros(self.program.memory.top.stop, np.uint8)
+        image = self.program.control
+        control[:image.size] = image
+        return control
 
     # Memory ports, as a host sees them.
 

@@ -1,7 +1,8 @@
 """The golden machine with its heavy instructions compiled: the same program, the same bits.
 
 :data:`FAST` maps instructions to compiled meanings; an instruction that is not in it has the golden
-model's. Weights are packed, and read from the program file once, when the machine is made.
+model's. Weights stay packed, and are read from the program's file once: all by :meth:`CpuMachine.load`, or
+each when it is first used.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from alula.host.cpu.simd import has_avx512
 from alula.host.cpu.weights import PackedMatrix, pack
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import BLOCK, WORD_BYTES, Instruction
+from alula.sim import golden
 from alula.sim.attention import row_chain
-from alula.sim.golden import advance as golden_advance, read_step as golden_read_step
 from alula.sim.machine import EXECUTE, Machine, MachineError, Meaning, Pages, unit_places
 
 Progress = Callable[[float], None]  # told of the bytes of weights read since the last call
@@ -32,21 +33,22 @@ _Function = TypeVar("_Function", bound=Callable[..., None])
 
 @dataclass
 class CpuMachine(Machine):
-    """A machine whose weights stay packed.
+    """A machine whose weights stay packed, with compiled meanings of instructions.
+
+    ``control`` is what is behind the program's image in the control memory, which is read from the
+    program itself; it is copied only if something is written to it.
 
     Parameters
     ----------
     fast
         Use AVX-512's instructions; by default if this processor has them.
-    progress
-        Is told of the weights read, in bytes of their streams.
     """
 
     fast: bool | None = None
-    progress: Progress | None = None
     packed: dict[int, PackedMatrix] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._image = self.program.control
         super().__post_init__()
         self.fast = has_avx512() if self.fast is None else self.fast
         arch = self.arch
@@ -57,32 +59,76 @@ class CpuMachine(Machine):
         self.word_scales = np.zeros(rows * arch.activation_elements // BLOCK, np.float32)
         self.corrections = np.zeros(rows * arch.activation_elements // BLOCK, np.int32)
         self.code_words = self.codes.view(np.int32)
-        self._step: _Step | None = None
+        self._sight: _Sight | None = None
+        self._places: _Places | None = None
         self._meanings = [_meaning(type(insn)) for insn in self.program.instructions]
-        for address, i in streams(self.program):
-            self.matrix(address, i)
 
     def meaning(self, instruction: Instruction) -> Meaning:
         return self._meanings[self.next - 1]
+
+    def control_memory(self) -> NDArray[np.uint8]:
+        return np.zeros(self.program.memory.top.stop - self._image.size, np.uint8)
+
+    def control_bytes(self, start: int, size: int) -> NDArray[np.uint8]:
+        if 0 <= start <= start + size <= self._image.size:
+            return self._image[start:start + size]
+        if 0 <= start < self._image.size:
+            self.own_control()
+        behind = self._image.size
+        if not behind <= start <= start + size <= behind + self.control.size:
+            raise MachineError(f"a control address must be below {behind + self.control.size}, "
+                               f"not {start + size}")
+        return self.control[start - behind:start - behind + size]
+
+    def write_control(self, start: int, data: bytes | NDArray[Any]) -> None:
+        self.about_to_write(start)
+        super().write_control(start, data)
+
+    def about_to_write(self, start: int) -> None:
+        """Copy the image if it is going to be written to."""
+        if start < self._image.size:
+            self.own_control()
+
+    def own_control(self) -> None:
+        self.control = np.concatenate([self._image, self.control])
+        self._image = np.zeros(0, np.uint8)
+
+    def whole_control(self) -> NDArray[np.uint8]:
+        """Return a copy of the whole control memory."""
+        return np.concatenate([self._image, self.control])
+
+    # Weights.
+
+    def load(self, progress: Progress) -> None:
+        """Read every stream that the program uses; ``progress`` is told of bytes as they are."""
+        for address, i in streams(self.program):
+            progress(self.matrix(address, i).size)
 
     def matrix(self, address: int, i: isa.Linear) -> PackedMatrix:
         """Return a stream's matrix, packed once."""
         found = self.packed.get(address)
         if found is None:
             found = self.packed[address] = pack(self.program, address, i, sparse=self.fast)
-            if self.progress:
-                self.progress(found.size)
         return found
 
+    # The sight.
+
     @property
-    def step(self) -> _Step:
-        """What attention needs to know of the step's rows."""
-        if self._step is None:
-            self._step = _Step.of(self)
-        return self._step
+    def sight(self) -> _Sight:
+        """What the step's rows attend to."""
+        if self._sight is None:
+            self._sight = _Sight.of(self)
+        return self._sight
+
+    @property
+    def places(self) -> _Places:
+        """Where the step's rows keep their keys and values."""
+        if self._places is None:
+            self._places = _Places.of(self)
+        return self._places
 
     def forget_step(self) -> None:
-        self._step = None
+        self._sight = self._places = None
 
 
 @cache
@@ -131,6 +177,23 @@ def streams(program: Program) -> Iterator[tuple[int, isa.Linear]]:
                     yield address, i
 
 
+def widths(program: Program) -> set[int]:
+    """Return the widths of codes that a program's streams begin with.
+
+    A stream may have tiles of others; its kernel is then compiled when it is first used.
+    """
+    found = set()
+    for address, _ in streams(program):
+        for image in program.lanes:
+            entry = image[address:address + WORD_BYTES].view(layout.DIRECTORY_ENTRY)[0]
+            start = int(entry["start"]) * WORD_BYTES
+            if entry["strips"] and start + layout.HEADER_BYTES <= image.size:
+                word = int(image[start:start + layout.HEADER_BYTES].view("<u4")[0])
+                found.add(numerics.WEIGHT_BITS[word >> 20 & 3])
+                break
+    return found
+
+
 def _after_body(program: Program, at: int) -> int:
     depth = 1
     while depth:
@@ -141,7 +204,7 @@ def _after_body(program: Program, at: int) -> int:
 
 
 @dataclass
-class _Step:
+class _Sight:
     """A step's rows as attention sees them."""
 
     chains: NDArray[np.int32]  # (rows, rows): the rows that a row follows, itself last
@@ -150,7 +213,7 @@ class _Step:
     slots: NDArray[np.int64]  # (rows, pages): cache slots of the positions before
 
     @classmethod
-    def of(cls, machine: CpuMachine) -> _Step:
+    def of(cls, machine: CpuMachine) -> _Sight:
         count = len(machine.rows)
         chains = [row_chain(machine, row) for row in range(count)]
         table = np.zeros((count, count), np.int32)
@@ -165,6 +228,26 @@ class _Step:
         return cls(table, np.array([len(chain) for chain in chains], np.int64), bases, slots)
 
 
+@dataclass
+class _Places:
+    """Where each row's key and value belong, ``(rows,)`` each."""
+
+    slots: NDArray[np.int64]
+    offsets: NDArray[np.int64]  # tokens in the page
+    classes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, machine: CpuMachine) -> _Places:
+        rows = machine.rows
+        places, positions = (rows[name].astype(np.int64) for name in ("place", "position"))
+        for row in np.flatnonzero(places == layout.PLACE_BY_POSITION):
+            page, offset = divmod(int(positions[row]), numerics.PAGE_TOKENS)
+            slot = machine.page_slot(int(rows[row]["sequence"]), page)
+            places[row] = slot * numerics.PAGE_TOKENS + offset
+        return cls(*np.divmod(places, numerics.PAGE_TOKENS),
+                   positions // numerics.PAGE_TOKENS % numerics.PAGE_CLASSES)
+
+
 def fast(insn: type[Instruction]) -> Callable[[_Function], _Function]:
     """Make a function the compiled meaning of an instruction."""
     def register(function: _Function) -> _Function:
@@ -176,19 +259,38 @@ def fast(insn: type[Instruction]) -> Callable[[_Function], _Function]:
 @fast(isa.ReadStep)
 def read_step(machine: CpuMachine, i: isa.ReadStep) -> None:
     machine.forget_step()
-    golden_read_step(machine, i)
+    golden.read_step(machine, i)
 
 
 @fast(isa.Advance)
 def advance(machine: CpuMachine, i: isa.Advance) -> None:
     machine.forget_step()
-    golden_advance(machine, i)
+    golden.advance(machine, i)
 
 
 @fast(isa.LoadParams)
 def load_params(machine: CpuMachine, i: isa.LoadParams) -> None:
-    data = machine.control_bytes(machine.address(i), 4 * i.size)
-    vector.load_params(data.view(np.float32), i.target, machine.params)
+    vector.load_params(_floats(machine.control_bytes(machine.address(i), 4 * i.size)), i.target,
+                       machine.params)
+
+
+def _floats(data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return numbers of a type that does not depend on whether the bytes are a file's."""
+    numbers = np.asarray(data).view(np.float32)
+    numbers.flags.writeable = False
+    return numbers
+
+
+@fast(isa.StoreRow)
+def store_row(machine: CpuMachine, i: isa.StoreRow) -> None:
+    machine.about_to_write(machine.address(i))
+    golden.store_row(machine, i)
+
+
+@fast(isa.StoreTop)
+def store_top(machine: CpuMachine, i: isa.StoreTop) -> None:
+    machine.about_to_write(machine.address(i))
+    golden.store_top(machine, i)
 
 
 @cache
@@ -201,9 +303,14 @@ def kernel(fast: bool, bits: int, rows: int) -> Any:
 def multiply(machine: CpuMachine, i: isa.Linear) -> None:
     address = machine.streams.popleft()
     assert isinstance(address, int)
-    matrix = machine.matrix(address, i)
     count = len(machine.rows)
     rows = next((rows for rows in linear.ROWS if rows >= count), max(linear.ROWS))
+    product(machine, machine.matrix(address, i), i, rows, count)
+
+
+def product(machine: CpuMachine, matrix: PackedMatrix, i: isa.Linear, rows: int,
+            count: int) -> None:
+    """Multiply ``count`` rows of codes by a matrix, ``rows`` at a time."""
     blocks, groups = -(-count // rows), matrix.heads.shape[1]
     width = groups * rows
     kernel(bool(machine.fast), matrix.bits, rows)(
@@ -286,29 +393,23 @@ def _layer(machine: CpuMachine, words: int, slots: NDArray[np.int64], i: Any) ->
 
 @fast(isa.StoreKeyValue)
 def store_key_value(machine: CpuMachine, i: isa.StoreKeyValue) -> None:
-    rows = machine.rows
-    places = rows["place"].astype(np.int64)
-    for row in np.flatnonzero(places == layout.PLACE_BY_POSITION):
-        page, offset = divmod(int(rows[row]["position"]), numerics.PAGE_TOKENS)
-        slot = machine.page_slot(int(rows[row]["sequence"]), page)
-        places[row] = slot * numerics.PAGE_TOKENS + offset
-    slots, offsets = np.divmod(places, numerics.PAGE_TOKENS)
-    start, slot_bytes, geometry = _layer(machine, machine.address(i) // WORD_BYTES, slots, i)
-    classes = rows["position"].astype(np.int64) // numerics.PAGE_TOKENS % numerics.PAGE_CLASSES
+    places = machine.places
+    start, slot_bytes, geometry = _layer(machine, machine.address(i) // WORD_BYTES, places.slots, i)
     attention.store_key_value(
-        machine.cache_array, start + slots * slot_bytes, offsets, classes, geometry.places,
-        geometry.page_bytes, machine.codes, machine.code_scales, i.key, i.value, i.head_dim)
+        machine.cache_array, start + places.slots * slot_bytes, places.offsets, places.classes,
+        geometry.places, geometry.page_bytes, machine.codes, machine.code_scales, i.key, i.value,
+        i.head_dim)
 
 
 @fast(isa.Attend)
 def attend(machine: CpuMachine, i: isa.Attend) -> None:
     pages = machine.streams.popleft()
     assert isinstance(pages, Pages)
-    step = machine.step
-    start, slot_bytes, geometry = _layer(machine, pages.start, step.slots, i)
+    sight = machine.sight
+    start, slot_bytes, geometry = _layer(machine, pages.start, sight.slots, i)
     attention.attend(
-        machine.cache_array, step.bases, start, slot_bytes, geometry.places, geometry.page_bytes,
-        machine.vector, machine.codes, machine.code_scales, len(machine.rows), step.chains,
-        step.lengths, step.slots, i.target, i.query, i.key, i.value, i.heads, i.kv_heads,
+        machine.cache_array, sight.bases, start, slot_bytes, geometry.places, geometry.page_bytes,
+        machine.vector, machine.codes, machine.code_scales, len(machine.rows), sight.chains,
+        sight.lengths, sight.slots, i.target, i.query, i.key, i.value, i.heads, i.kv_heads,
         i.head_dim, i.window)
 
