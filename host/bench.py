@@ -169,7 +169,7 @@ COLUMNS = ("system", "threads", "test", "t/s", "first token", "GB/s", "of memory
 def rows_of(results: Sequence[Result], threads: int,
             roof: float | None) -> list[tuple[str, ...]]:
     """Return a table's rows; ``roof`` is the memory's measured GB/s."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for result in results:
         known = result.bytes_read > 0
         rows.append((

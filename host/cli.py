@@ -509,7 +509,7 @@ def bench(file: Annotated[Path, typer.Argument(help="Program file.")],
         steps.begin("measure the memory")
         roof = _roof(opened.name)
         runners: list[Any] = [benches.DeviceRunner(opened)]
-        skipped = {}
+        skipped: dict[str, str] = {}
         if against:
             found, skipped = _open_peers(steps, program, threads, model, gguf)
             runners += found

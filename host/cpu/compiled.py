@@ -14,7 +14,6 @@ from typing import Any
 import numba
 import platformdirs
 
-
 _TBB = ("libtbb.so.12", "tbb12.dll")
 
 

@@ -47,7 +47,8 @@ class CpuDevice:
             for call in calls:
                 call()
                 advance(1)
-            self.machine.load(report("read the weights", sum(image.size for image in program.lanes)))
+            size = sum(image.size for image in program.lanes)
+            self.machine.load(report("read the weights", size))
 
     @property
     def weight_bytes(self) -> int:

@@ -280,7 +280,7 @@ def strip(typing: Any, fast: Any, bits: Any, rows: Any, heads: Any, meta: Any, c
     ``heads`` to ``corrections`` are as :class:`Strip` has them; ``target`` is the address of the
     first row's result, ``count`` how many rows to write.
     """
-    made_for = [getattr(literal, "literal_value", None) for literal in (fast, bits, rows)]
+    made_for: list[Any] = [getattr(literal, "literal_value", None) for literal in (fast, bits, rows)]
     if None in made_for:
         return None
 
@@ -300,8 +300,9 @@ def make(fast: bool, bits: int, rows: int) -> Any:
     """Return the kernel for a width of codes and up to ``rows`` rows at a time."""
     fast_literal = int(fast)
 
-    def linear(heads, at, meta, codes, exponent, windows, x, x_words, x_scales, source, words,
-               scales, corrections, vectors, target):  # type: ignore[no-untyped-def]
+    def linear(  # type: ignore[no-untyped-def]
+            heads, at, meta, codes, exponent, windows, x, x_words, x_scales, source, words,
+            scales, corrections, vectors, target):
         count, strips, groups = vectors.shape[0], heads.shape[0], heads.shape[1]
         for block in range(-(-count // rows)):
             for row in range(rows):

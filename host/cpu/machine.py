@@ -1,7 +1,7 @@
 """The golden machine with its heavy instructions compiled: the same program, the same bits.
 
-:data:`FAST` maps instructions to compiled meanings; an instruction that is not in it has the golden
-model's. Weights stay packed, and are read from the program's file once: all by :meth:`CpuMachine.load`, or
+:data:`FAST` maps instructions to compiled meanings; one that is not in it has the golden model's.
+Weights stay packed, and are read from the program's file once: all by :meth:`CpuMachine.load`, or
 each when it is first used.
 """
 
@@ -131,7 +131,6 @@ class CpuMachine(Machine):
         self._sight = self._places = None
 
 
-@cache
 def _meaning(kind: type[Instruction]) -> Any:
     return FAST.get(kind, EXECUTE[kind])
 
