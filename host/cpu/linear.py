@@ -280,7 +280,7 @@ def strip(typing: Any, fast: Any, bits: Any, rows: Any, heads: Any, meta: Any, c
     ``heads`` to ``corrections`` are as :class:`Strip` has them; ``target`` is the address of the
     first row's result, ``count`` how many rows to write.
     """
-    made_for: list[Any] = [getattr(literal, "literal_value", None) for literal in (fast, bits, rows)]
+    made_for: list[Any] = [getattr(one, "literal_value", None) for one in (fast, bits, rows)]
     if None in made_for:
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alula.host.cpu import attention, linear, vector
+from alula.host.cpu import attention, linear, vector, weights
 from alula.host.cpu.machine import CpuMachine, kernel
 from alula.hw import numerics
 
@@ -22,6 +22,7 @@ def kernels(machine: CpuMachine, widths: set[int]) -> list[Callable[[], object]]
     floats.flags.writeable = False
     none, places = np.zeros(0, np.int64), np.zeros((0, numerics.PAGE_CLASSES, 2), np.int64)
     calls: list[Callable[[], object]] = [
+        weights.load_kernels,
         lambda: vector.load_params(floats, 0, m.params),
         lambda: vector.rms_norm(m.vector, m.params, 0, 0, 0, 0, 16, 1, _ONE),
         lambda: vector.combine(m.vector, m.params, 0, 0, 0, 0, 0, 16, 0),

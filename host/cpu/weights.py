@@ -90,7 +90,7 @@ def pack(program: Program, address: int, i: Linear, *, sparse: bool | None = Non
     shares = []
     for lane, (image, entry) in enumerate(zip(program.lanes, entries, strict=True)):
         start = int(entry["start"]) * WORD_BYTES
-        data = np.asarray(image[start:start + int(entry["beats"]) * program.arch.beat_bytes])
+        data = _fixed(image[start:start + int(entry["beats"]) * program.arch.beat_bytes])
         own = np.zeros((int(entry["strips"]), groups), np.uint32)
         segments = np.zeros((len(own), -(-groups // SEGMENT_TILES)), np.int64)
         size = walk(data, len(own), groups, group, program.arch.beat_bytes, _WIDTHS, own,
@@ -100,6 +100,23 @@ def pack(program: Program, address: int, i: Linear, *, sparse: bool | None = Non
         heads[lane::lanes] = own
         shares.append((data, own, segments))
     return _packed(program, shares, heads, group, int(entries[0]["exponent"]), sparse)
+
+
+def _fixed(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return bytes of one type, a file's or not: kernels are compiled for it."""
+    view = np.asarray(data)[:]
+    view.flags.writeable = False
+    return view
+
+
+def load_kernels() -> None:
+    """Run every kernel that reads streams, on nothing."""
+    data, heads, segments = _fixed(np.zeros(0, np.uint8)), np.zeros((0, 1), np.uint32), np.zeros(
+        (0, 1), np.int64)
+    walk(data, 0, 1, 16, 16, _WIDTHS, heads, segments)
+    sizes_of(heads, 16, 4, _WIDTHS, True, segments)
+    move_strips(data, 1, 16, heads, segments, _WIDTHS, _bitmaps(), 1, 4, True,
+                np.zeros((1, 2), np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0, 1)
 
 
 def _refuse(data: NDArray[np.uint8], strips: int, groups: int, group: int,
