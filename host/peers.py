@@ -70,20 +70,32 @@ class OnnxRuntime:
 
 
 class Products:
-    """A model's products in torch, one after the other; activations are of no model."""
+    """A model's products in torch, one after the other; activations are of no model.
 
-    def __init__(self, name: str, layers: Sequence[tuple[Any, Any]]) -> None:
+    Parameters
+    ----------
+    layers
+        A layer and one row of input for each product.
+    compiled
+        Run them through ``torch.compile``.
+    """
+
+    def __init__(self, name: str, layers: Sequence[tuple[Any, Any]], *, compiled: bool) -> None:
         import torch
 
         self.name, self.layers, self.torch = name, layers, torch
+        self.run = torch.compile(self._run, dynamic=False) if compiled else self._run
+
+    def _run(self, inputs: list[Any]) -> list[Any]:
+        return [layer(x) for (layer, _), x in zip(self.layers, inputs, strict=True)]
 
     def empty(self) -> None:
         """Products have no context."""
 
     def prompt(self, tokens: Sequence[int]) -> None:
+        inputs = [x.expand(len(tokens), -1).contiguous() for _, x in self.layers]
         with self.torch.inference_mode():
-            for layer, x in self.layers:
-                layer(x.expand(len(tokens), -1))
+            self.run(inputs)
 
     def token(self, token: int) -> None:
         self.prompt([token])
@@ -108,20 +120,23 @@ def torch_bf16(program: Program, threads: int) -> Runner:
     import torch
 
     torch.set_num_threads(threads)
-    return Products("torch bf16, products", _linears(program))
+    return Products("torch bf16, products", _linears(program), compiled=False)
 
 
 def torchao_int4(program: Program, threads: int) -> Runner:
     import torch
-    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+    from torchao.quantization import quantize_
+
+    try:  # where newer versions have the format of processors
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig as Config
+    except ImportError:
+        from torchao.quantization import Int4WeightOnlyConfig as Config
 
     torch.set_num_threads(threads)
-    made = []
-    for layer, x in _linears(program):
-        model = torch.nn.Sequential(layer)
-        quantize_(model, Int4WeightOnlyConfig(group_size=32))
-        made.append((torch.compile(model, dynamic=False), x))
-    return Products("torchao int4, products", made)
+    layers = [(torch.nn.Sequential(layer), x) for layer, x in _linears(program)]
+    for layer, _ in layers:
+        quantize_(layer, Config(group_size=32))
+    return Products("torchao int4, products", layers, compiled=True)
 
 
 class LlamaCpp:
