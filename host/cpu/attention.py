@@ -8,10 +8,12 @@ from numba import prange
 from alula.host.cpu.compiled import compiled, inlined
 from alula.host.cpu.functions import (
     add,
+    bits_of,
     canonical,
     exp2,
     mul,
     multiply_add,
+    number_of,
     reciprocal,
     round_to_int,
     scale_by_power,
@@ -82,6 +84,18 @@ def _merge(peaks, totals, values, into, peak, total, more):
 
 
 @inlined
+def _key(x):
+    """Return an integer that orders numbers as they are ordered, NaN as the largest."""
+    bits = np.int32(bits_of(x))
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFF_FFFF)))
+
+
+@inlined
+def _of_key(key):
+    return number_of(np.uint32(key ^ ((key >> np.int32(31)) & np.int32(0x7FFF_FFFF))))
+
+
+@inlined
 def _dot(a, b):
     total = np.int32(0)
     for at in range(a.size):
@@ -95,19 +109,20 @@ def _softmax(scores, seen, value_scales, weights):
 
     ``seen`` is 1 for the tokens that count; scores of others are not looked at.
     """
-    peak = _EMPTY
+    most = _key(_EMPTY)
     for at in range(_TOKENS):
-        peak = _larger(peak, scores[at] if seen[at] else _EMPTY)
-    peak = np.ceil(peak)
+        most = max(most, _key(scores[at] if seen[at] else _EMPTY))
+    peak = np.ceil(_of_key(most))
     peak = _FULL if peak > _FULL else peak
-    largest = np.float32(-np.inf)
     tree = np.empty(_TOKENS, np.float32)
     for at in range(_TOKENS):
         weight = exp2(sub(scores[at], peak)) if seen[at] else _ZERO
         tree[at] = weight
         scores[at] = mul(weight, value_scales[at]) if seen[at] else _ZERO
+    most = _key(scores[0])
     for at in range(_TOKENS):
-        largest = _larger(largest, scores[at])
+        most = max(most, _key(scores[at]))
+    largest = _of_key(most)
     half = _TOKENS // 2
     while half:
         for at in range(half):
@@ -117,6 +132,17 @@ def _softmax(scores, seen, value_scales, weights):
     for at in range(_TOKENS):
         weights[at] = round_to_int(mul(scores[at], inverse), _ZERO, _SOFTMAX_MAX)
     return peak, tree[0], mul(largest, _SOFTMAX_STEP)
+
+
+@inlined
+def _whole_page(q, q_scale, keys, numbers, scores, seen, value_scales):
+    """Score a page whose tokens are all cached, and all count."""
+    for token in range(_TOKENS):
+        scores[token] = np.float32(_dot(q, keys[token * q.size:(token + 1) * q.size]))
+    for token in range(_TOKENS):
+        scores[token] = mul(mul(scores[token], q_scale), canonical(numbers[token]))
+        value_scales[token] = canonical(numbers[_TOKENS + token])
+        seen[token] = 1
 
 
 def _attend(caches, pages, layer, slot_bytes, places, page_bytes, vectors, codes, scales, rows,
@@ -147,7 +173,10 @@ def _attend(caches, pages, layer, slot_bytes, places, page_bytes, vectors, codes
             page = caches[lane, at:at + page_bytes]
             numbers = page[:_PAGE_SCALES].view(np.float32)
             held = page[_PAGE_SCALES:].view(np.int8)
-            for token in range(_TOKENS):
+            whole = first <= start and start + _TOKENS <= base
+            if whole:
+                _whole_page(q, q_scale, held, numbers, scores, seen, value_scales)
+            for token in range(0 if whole else _TOKENS):
                 seen[token] = first <= start + token <= position
                 value_scales[token] = _ZERO
                 if not seen[token]:

@@ -44,12 +44,6 @@ def test_random_program(seed):
     check(case(seed, ARCHS["sim"]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(COUNT, 300))
-def test_more_random_programs(seed):
-    check(case(seed, ARCHS["sim"]))
-
-
 @pytest.mark.parametrize("rows", [1, 4, 8, 16])
 @pytest.mark.parametrize("seed", range(1000, 1003))
 def test_random_program_rows(seed, rows):

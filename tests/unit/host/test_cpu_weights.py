@@ -61,7 +61,7 @@ def test_products(seed, fast):
     want = _read_matrix(SimpleNamespace(program=program, arch=SIM), 0, i)
     groups, _, group = want.codes.shape
     generator = np.random.default_rng(seed)
-    for count in (1, 2, 3, 5, 16) if fast else (2, 16):
+    for count in (1, 3, 16) if fast else (2,):
         x = generator.integers(-127, 128, (count, BLOCK + groups * group)).astype(np.int8)
         scales = generator.standard_normal((count, x.shape[1] // BLOCK)).astype(np.float32)
         scales[generator.random(scales.shape) < 0.1] = 1e-37  # products that are subnormal
