@@ -20,6 +20,7 @@ def examine() -> list[dict[str, str]]:
     for package, purpose in (
             ("numpy", "everything"), ("onnx", "reading models"), ("tokenizers", "text"),
             ("onnxruntime", "alula eval --reference; extra [dev]"),
+            ("numba", "CPU device"), ("tbb", "its threads"),
             ("torch", "GPU device; extra [gpu]"), ("triton", "GPU device; extra [gpu]"),
             ("pynq", "Zynq boards; extra [pynq]")):
         found.append((package, _version(package), purpose))
