@@ -181,10 +181,16 @@ def rows_of(results: Sequence[Result], threads: int,
     return rows
 
 
+def parameters(program: Program) -> str:
+    """Return a model's number of parameters as people say it."""
+    count = program.model.parameters
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
 def markdown(program: Program, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, with llama-bench's columns of the model too."""
     size = f"{program.statistics['bytes']['total'] / 2**20:.1f} MiB"
-    of_model = program.model.name, size, f"{program.model.parameters / 1e9:.2f} B"
+    of_model = program.model.name, size, parameters(program)
     lines = [("model", "size", "params", *columns), ["---"] * (3 + len(columns)),
              *((*of_model, *row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -555,14 +555,14 @@ def _open_peers(steps: Any, program: Program, threads: int, model: Path | None,
 
 def _show_bench(screen: Screen, results: list[Any], program: Program, threads: int,
                 roof: float | None, as_markdown: bool) -> None:
-    from alula.host.bench import COLUMNS, markdown, rows_of
+    from alula.host.bench import COLUMNS, markdown, parameters, rows_of
 
     rows = rows_of(results, threads, roof)
     if as_markdown:
         screen.text(markdown(program, COLUMNS, rows) + "\n")
     else:
-        model, size = program.model, program.statistics["bytes"]["total"]
-        screen.table(f"{model.name} for {program.arch.name}: {model.parameters / 1e9:.2f} billion "
+        size = program.statistics["bytes"]["total"]
+        screen.table(f"{program.model.name} for {program.arch.name}: {parameters(program)} "
                      f"parameters, {size / 2**20:.1f} MiB of weights", COLUMNS, rows)
     if roof:
         screen.note(f"memory is read with {roof:.1f} GB/s here, measured with {threads} threads")

@@ -98,6 +98,7 @@ def test_markdown(made):
     rows = rows_of([Result("alula cpu", Test("tg", 10), (1.0, 1.0), 1e9)], 2, 4.0)
     lines = markdown(made, COLUMNS, rows).splitlines()
     assert lines[0].startswith("| model | size | params | system | threads | test | t/s |")
+    assert lines[2].startswith(f"| model | {made.statistics['bytes']['total'] / 2**20:.1f} MiB | ")
     assert lines[2].endswith("| alula cpu | 2 | tg10 | 10.00 ± 0.00 |  | 1.00 | 25 % |")
 
 
