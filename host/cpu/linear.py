@@ -72,16 +72,18 @@ class Tile(Simd):
     def sparse(self, at: Any, rows: Any, kept: int, zeros: Any) -> list[Any]:
         """Return a window's codes, of which ``kept`` are stored behind a bitmap for each row.
 
-        ``zeros`` are four vectors of what a code is where none is stored, four rows each.
+        ``zeros`` are four vectors of what a code is where none is stored, four rows each: of all
+        sixteen those that are four apart, of fewer those that follow each other.
         """
-        codes = self.offset(at, self.times(rows, 2))
+        codes = self.offset(at, 2 * LANES if rows == LANES else self.times(rows, 2))
         blocks = []
         for block in range(4):
             mask = self.load(self.offset(at, 8 * block), I64)
-            mask = self.builder.and_(mask, self._clamp(rows, block))
+            if rows != LANES:
+                mask = self.builder.and_(mask, self._clamp(rows, block))
             values = self._unpacked(codes, rows, kept, 4 * block * kept)
             blocks.append(self.expand(values, zeros[block], mask))
-        return self._transposed(blocks)
+        return self._interleaved(blocks) if rows == LANES else self._transposed(blocks)
 
     def _clamp(self, rows: Any, block: int) -> Any:
         """Return ones for those of a block's four rows that there are, sixteen each."""
@@ -108,8 +110,20 @@ class Tile(Simd):
             self.builder.and_(spread, constant(I32, 0x0303_0303)), _BYTES)
         if self.bits == 2:
             return codes
-        high = self.offset(at, self.times(rows, kept // 4), first // 8)
-        return self._third(codes, self.load(high, I64))
+        size = rows * kept // 4 if rows == LANES else self.times(rows, kept // 4)
+        return self._third(codes, self.load(self.offset(at, size, first // 8), I64))
+
+    def _interleaved(self, blocks: list[Any]) -> list[Any]:
+        """Return vectors by inputs from vectors of rows four apart, within each 128 bits."""
+        def take(a: Any, b: Any, order: tuple[int, ...]) -> Any:
+            return self.shuffle(a, b, [4 * part + at for part in range(4) for at in order])
+
+        words = [self.builder.bitcast(block, vector(I32)) for block in blocks]
+        made = []
+        for order in ((0, 16, 1, 17), (2, 18, 3, 19)):
+            first, second = take(words[0], words[1], order), take(words[2], words[3], order)
+            made += [take(first, second, (0, 1, 16, 17)), take(first, second, (2, 3, 18, 19))]
+        return [self.builder.bitcast(word, _BYTES) for word in made]
 
     def _transposed(self, blocks: list[Any]) -> list[Any]:
         """Return vectors by inputs from vectors by rows: 16 rows of four 32-bit words each."""
@@ -141,10 +155,7 @@ class Strip(Tile):
         self.rows = rows
         self.x, self.x_scales, self.corrections = x, x_scales, corrections
         self.middle = 1 << (bits - 1)
-        self.totals = [cgutils.alloca_once_value(builder, constant(F32, 0.0))
-                       for _ in range(rows)]
-        for total in self.totals:
-            builder.store(constant(F32, 0.0), total)
+        self.totals = [self.variable(constant(F32, 0.0)) for _ in range(rows)]
 
     def variable(self, value: Any) -> Any:
         slot = cgutils.alloca_once(self.builder, value.type)
@@ -191,19 +202,32 @@ class Strip(Tile):
         with self.builder.if_then(self.builder.icmp_unsigned("==", kept, I32(0))):
             self._windows(sums, codes, group, windows, dense, lambda at: self.dense(at, rows))
         if self.fast:
-            zeros = [self.shuffle(points, points, [4 * block + lane // 16 for lane in range(64)])
-                     for block in range(4)]
             for count in (4, 8, 12):
                 is_it = self.builder.icmp_unsigned("==", kept, I32(count))
                 with self.builder.if_then(is_it):
-                    self._windows(sums, codes, group, windows, self._sparse_bytes(rows, count),
-                                  lambda at, count=count: self.sparse(at, rows, count, zeros))
+                    self._sparse_windows(sums, codes, group, windows, rows, count, points)
         for total, term in zip(self.totals, self._terms(sums, scales, group), strict=True):
             before = self.builder.load(total)
             term = self.expand(term, constant(F32, 0.0), present)
             after = self.flush(self.builder.fadd(before, term))
             ones = self.builder.bitcast(present, vector(ir.IntType(1)))
             self.builder.store(self.builder.select(ones, after, before), total)
+
+    def _sparse_windows(self, sums: list[list[Any]], codes: Any, group: Any, windows: Any,
+                        rows: Any, count: int, points: Any) -> None:
+        step = self._sparse_bytes(rows, count)
+        whole = self.builder.icmp_unsigned("==", rows, I64(LANES))
+        apart, together = (
+            [self.shuffle(points, points, [of_lane * (lane // 16) + of_block * block
+                                           for lane in range(64)]) for block in range(4)]
+            for of_lane, of_block in ((4, 1), (1, 4)))
+        with self.builder.if_else(whole, likely=True) as (then, otherwise):
+            with then:
+                self._windows(sums, codes, group, windows, step,
+                              lambda at: self.sparse(at, LANES, count, apart))
+            with otherwise:
+                self._windows(sums, codes, group, windows, step,
+                              lambda at: self.sparse(at, rows, count, together))
 
     def _sparse_bytes(self, rows: Any, kept: int) -> Any:
         """Return the bytes of a window: bitmaps, codes; of 3 bits two, then the third ones."""

@@ -173,6 +173,7 @@ def _move_codes(data, positions, start, rows, kept, width, windows, block, bitma
     position = _position_bits(kept)
     step = _window_bytes(rows, kept, bits)
     for row in range(rows):
+        place = 4 * (row & 3) + (row >> 2) if rows == TILE_ROWS else row
         for window in range(windows):
             bitmap = 0xFFFF
             if kept:
@@ -181,8 +182,8 @@ def _move_codes(data, positions, start, rows, kept, width, windows, block, bitma
                 if bitmap == 0:
                     return False
                 if sparse:
-                    out[base + step * window + 2 * row] = bitmap & 255
-                    out[base + step * window + 2 * row + 1] = bitmap >> 8
+                    out[base + step * window + 2 * place] = bitmap & 255
+                    out[base + step * window + 2 * place + 1] = bitmap >> 8
             number = 0
             for inside in range(16):
                 if bitmap >> inside & 1:
@@ -191,7 +192,7 @@ def _move_codes(data, positions, start, rows, kept, width, windows, block, bitma
                     code = _field(data, start, order * width, width)
                     if kept and sparse:
                         _put_kept(out, base + step * window, rows, kept,
-                                  row * kept + number, code, bits)
+                                  place * kept + number, code, bits)
                     else:
                         _put(out, base, rows, row, 16 * window + inside, code, bits)
                     number += 1

@@ -8,6 +8,8 @@ A matrix is cut into tiles of sixteen rows and a group of inputs, as its streams
   byte each; of 4 bits the second vector is the high nibbles of the first, of 2 bits the four share
   bytes, of 3 bits the third bits follow, a bit each. Sparse: a bitmap of two bytes for each row,
   then the kept codes, row by row, as a string of fields; of 3 bits two bits each, then the third.
+  All sixteen rows are in the order 0, 4, 8, 12, 1, 5, ...: words of rows four apart change places
+  within 128 bits.
 
 Headers are those of the streams. What is read past the end of a tile is never used.
 """
