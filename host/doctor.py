@@ -22,6 +22,7 @@ def examine() -> list[dict[str, str]]:
             ("jinja2", "chat templates"),
             ("onnxruntime", "alula eval --reference; extra [dev]"),
             ("starlette", "alula serve; extra [serve]"),
+            ("numba", "CPU device"), ("tbb", "its threads"),
             ("torch", "GPU device; extra [gpu]"), ("triton", "GPU device; extra [gpu]"),
             ("pynq", "Zynq boards; extra [pynq]")):
         found.append((package, _version(package), purpose))

@@ -77,7 +77,7 @@ def _chains(machine: Machine) -> list[tuple[list[int], list[int]]]:
     """Return ``(chain, members)``: rows whose ancestors are all in one chain attend together."""
     found: list[tuple[list[int], list[int]]] = []
     for row in reversed(range(len(machine.rows))):
-        chain = _ancestors(machine, row)
+        chain = row_chain(machine, row)
         for longer, members in found:
             if longer[:len(chain)] == chain:
                 members.append(row)
@@ -87,7 +87,7 @@ def _chains(machine: Machine) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def _ancestors(machine: Machine, row: int) -> list[int]:
+def row_chain(machine: Machine, row: int) -> list[int]:
     """Return the rows that a row follows in this step, the first first, itself last."""
     chain = [row]
     while (parent := int(machine.rows[chain[-1]]["parent"])) >= 0:

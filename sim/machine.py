@@ -70,9 +70,7 @@ class Machine:
             raise ValueError(f"exact must be among {sorted(EXACT_CHOICES)}, not "
                              f"{sorted(self.exact)}")
         self.arch = arch
-        self.control = np.zeros(memory.top.stop, np.uint8)
-        image = self.program.control
-        self.control[:image.size] = image
+        self.control = self.control_memory()
         self.caches = [np.zeros(memory.cache.size, np.uint8) for _ in range(arch.lanes)]
         self.vector = np.zeros((arch.rows, arch.vector_elements), np.float32)
         self.codes = np.zeros((arch.rows, arch.activation_elements), np.int8)
@@ -91,6 +89,13 @@ class Machine:
         # Unquantized copies, kept only for `exact`.
         self.code_values = np.zeros_like(self.codes, np.float32) if self.exact else None
         self.cache_values: dict[tuple[int, int, int], NDArray[np.float32]] = {}
+
+    def control_memory(self) -> NDArray[np.uint8]:
+        """Return the control memory as it is before the first step."""
+        control = np.zeros(self.program.memory.top.stop, np.uint8)
+        image = self.program.control
+        control[:image.size] = image
+        return control
 
     # Memory ports, as a host sees them.
 
@@ -115,7 +120,11 @@ class Machine:
                 instruction = self.program.instructions[self.next]
                 self.next += 1
                 self.executed += 1
-                EXECUTE[type(instruction)](self, instruction)
+                self.meaning(instruction)(self, instruction)
+
+    def meaning(self, instruction: Instruction) -> Meaning:
+        """Return what an instruction does; a machine may have another way to the same bits."""
+        return EXECUTE[type(instruction)]
 
     # Pieces of meaning that instructions share.
 
@@ -152,7 +161,7 @@ class Machine:
     def page(self, layer: int, slot: int, head: int, page_class: int, kv_heads: int,
              head_dim: int) -> NDArray[np.uint8]:
         """Return the bytes of one head's page; ``layer`` is the layer's first word in a slot."""
-        lane, index = _unit_places(kv_heads, self.arch.lanes)[head, page_class]
+        lane, index = unit_places(kv_heads, self.arch.lanes)[head, page_class]
         words = layout.page_words(head_dim)
         start = (layer + slot * int(self.header["slot_words"]) + index * words) * WORD_BYTES
         start -= self.program.memory.cache.start
@@ -167,7 +176,7 @@ def _blas() -> ThreadpoolController:
 
 
 @cache
-def _unit_places(kv_heads: int, lanes: int) -> dict[tuple[int, int], tuple[int, int]]:
+def unit_places(kv_heads: int, lanes: int) -> dict[tuple[int, int], tuple[int, int]]:
     """Return ``(head, class) -> (lane, index in the lane)``."""
     return {unit: (lane, index) for lane in range(lanes)
             for index, unit in enumerate(layout.lane_units(lane, lanes, kv_heads))}

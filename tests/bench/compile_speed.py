@@ -42,8 +42,10 @@ class Shape:
     vocab: int
     heads: int
     kv_heads: int
-    sparsity: str
+    sparsity: str = "none"
     context: int = 2048
+    block: int = BLOCK
+    accuracy_level: int = 0  # of MatMulNBits; 4 is ONNX Runtime's int8 activations
 
     @property
     def head_dim(self) -> int:
@@ -55,6 +57,7 @@ class Writer:
     """Nodes and tensors of a model as they are made; tensors go straight to the data file."""
 
     data: BinaryIO
+    shape: Shape
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     tensors: list[TensorProto] = field(default_factory=list)
@@ -68,7 +71,10 @@ class Writer:
         return name
 
     def tensor(self, name: str, dims: list[int], dtype: int, parts: Any) -> str:
-        """Add a tensor from the arrays that follow each other in it."""
+        """Add a tensor from the arrays that follow each other in it; a tiny one to the graph."""
+        if int(np.prod(dims)) <= 1:  # shapes, which readers want to know early
+            self.tensors.append(helper.make_tensor(name, dtype, dims, parts[0].reshape(-1)))
+            return name
         start = self.data.tell()
         for part in parts:
             self.data.write(np.ascontiguousarray(part).data)
@@ -87,27 +93,30 @@ class Writer:
 
     def linear(self, x: str, name: str, cols: int, rows: int, sparsity: str) -> str:
         """Add a MatMulNBits with random codes and scales."""
-        blocks = cols // BLOCK
+        block = self.shape.block
+        blocks = cols // block
         self.int4_bytes += rows * cols // 2
         step = max(1, CHUNK // cols)
         codes = self.tensor(
-            f"{name}.qweight", [rows, blocks, BLOCK // 2], TensorProto.UINT8,
-            (_codes(self.random, min(step, rows - at), cols, sparsity)
+            f"{name}.qweight", [rows, blocks, block // 2], TensorProto.UINT8,
+            (_codes(self.random, min(step, rows - at), cols, sparsity, block)
              for at in range(0, rows, step)))
         scales = self.tensor(f"{name}.scales", [rows, blocks], TensorProto.FLOAT,
                              [self.random.uniform(0.001, 0.01, rows * blocks).astype(np.float16)
                               .astype(np.float32)])
         return self.node("MatMulNBits", [x, codes, scales], name, domain="com.microsoft", K=cols,
-                         N=rows, bits=4, block_size=BLOCK)
+                         N=rows, bits=4, block_size=block,
+                         accuracy_level=self.shape.accuracy_level)
 
 
-def _codes(random: np.random.Generator, rows: int, cols: int, sparsity: str) -> NDArray[np.uint8]:
+def _codes(random: np.random.Generator, rows: int, cols: int, sparsity: str,
+           block: int) -> NDArray[np.uint8]:
     """Return random codes, two in a byte; what is pruned has the zero point's code, 8."""
     packed = random.integers(0, 256, (rows, cols // 2), np.uint8)
     if sparsity == "none":
         return packed
     if sparsity == "drop50":
-        packed.reshape(-1, BLOCK // 2)[random.random(rows * cols // BLOCK) < 0.5] = 0x88
+        packed.reshape(-1, block // 2)[random.random(rows * cols // block) < 0.5] = 0x88
         return packed
     codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1, WINDOW)
     order = np.argsort(random.random((1 << 12, WINDOW)), axis=1) < WINDOW // 2
@@ -118,7 +127,7 @@ def _codes(random: np.random.Generator, rows: int, cols: int, sparsity: str) -> 
 def write_model(directory: Path, shape: Shape) -> int:
     """Write a model; return its bytes of int4 weights."""
     with (directory / "model.onnx.data").open("wb") as data:
-        writer = Writer(data)
+        writer = Writer(data, shape)
         inputs, outputs = _graph(writer, shape)
     graph = helper.make_graph(writer.nodes, "bench", inputs, outputs, writer.tensors)
     model = helper.make_model(graph, ir_version=10, opset_imports=[
@@ -154,7 +163,8 @@ def _graph(w: Writer, shape: Shape) -> tuple[list[onnx.ValueInfoProto], list[onn
                                  dims))
         x, normed = _layer(w, shape, f"layer{layer}", x, normed, cache)
     w.node("MatMulNBits", _head(w, shape, normed), "logits", domain="com.microsoft",
-           K=shape.hidden, N=shape.vocab, bits=4, block_size=BLOCK)
+           K=shape.hidden, N=shape.vocab, bits=4, block_size=shape.block,
+           accuracy_level=shape.accuracy_level)
     return inputs, outputs
 
 

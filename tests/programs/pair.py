@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alula.host.device import GoldenDevice
+from alula.host.device import Device, GoldenDevice
 from alula.host.rtl import RtlDevice
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import WORD_BYTES
@@ -41,37 +41,14 @@ class Pair:
         self.memory = memory or memory_model(case.seed)
         self.rtl = RtlDevice(case.program, memory=self.memory)
         self.rtl.simulation.patience = PATIENCE
-        self._fill_caches()
-
-    def _fill_caches(self) -> None:
-        """Give the cache keys and values, as if earlier steps had written them."""
-        chooser = random.Random(self.case.seed)
-        generator = np.random.default_rng(self.case.seed)
-        memory, lanes = self.program.memory, self.program.arch.lanes
-        caches = self.golden.machine.caches
-        for cache in caches:
-            cache[:] = generator.integers(0, 256, cache.size, np.uint8)
-        for slot in range(memory.slots):
-            for first, kv_heads, head_dim in self.case.layers:
-                for lane in range(lanes):
-                    for index in range(len(layout.lane_units(lane, lanes, kv_heads))):
-                        start = WORD_BYTES * (slot * memory.slot_words + first
-                                              + index * layout.page_words(head_dim))
-                        count = 2 * numerics.PAGE_TOKENS
-                        scales = floats(chooser, count, tame=not self.case.hostile_cache)
-                        caches[lane][start:start + 4 * count] = scales.view(np.uint8)
-        for mine, theirs in zip(self.rtl.caches, caches, strict=True):
+        fill_caches(case, self.golden.machine.caches)
+        for mine, theirs in zip(self.rtl.caches, self.golden.machine.caches, strict=True):
             mine[:] = theirs
 
     def write(self, step: Rows) -> None:
         """Write a step's table and its sequences' pages."""
-        memory = self.program.memory
-        data = step.header.tobytes() + step.rows.tobytes()
         for device in (self.golden, self.rtl):
-            device.write(memory.step.start, data)
-            for sequence, slots in enumerate(step.pages):
-                device.write(memory.pages.start + sequence * memory.page_stride * WORD_BYTES,
-                             slots.astype("<u4").tobytes())
+            write_step(device, step)
 
     def run(self, step: Rows) -> None:
         """Run a step on both, and compare every byte of memory."""
@@ -100,6 +77,33 @@ class Pair:
         if row >= self.program.arch.rows or inside < 0:
             return ""
         return f" (row {row}, block {rest // 64}, element {rest % 64 // 4} of the last StoreRow)"
+
+
+def fill_caches(case: Case, caches: list[np.ndarray]) -> None:
+    """Give each lane's cache keys and values, as if earlier steps had written them."""
+    chooser = random.Random(case.seed)
+    generator = np.random.default_rng(case.seed)
+    memory, lanes = case.program.memory, case.program.arch.lanes
+    for cache in caches:
+        cache[:] = generator.integers(0, 256, cache.size, np.uint8)
+    for slot in range(memory.slots):
+        for first, kv_heads, head_dim in case.layers:
+            for lane in range(lanes):
+                for index in range(len(layout.lane_units(lane, lanes, kv_heads))):
+                    start = WORD_BYTES * (slot * memory.slot_words + first
+                                          + index * layout.page_words(head_dim))
+                    count = 2 * numerics.PAGE_TOKENS
+                    scales = floats(chooser, count, tame=not case.hostile_cache)
+                    caches[lane][start:start + 4 * count] = scales.view(np.uint8)
+
+
+def write_step(device: Device, step: Rows) -> None:
+    """Write a step's table and its sequences' pages."""
+    memory = device.program.memory
+    device.write(memory.step.start, step.header.tobytes() + step.rows.tobytes())
+    for sequence, slots in enumerate(step.pages):
+        device.write(memory.pages.start + sequence * memory.page_stride * WORD_BYTES,
+                     slots.astype("<u4").tobytes())
 
 
 def equal_memories(golden: GoldenDevice, rtl: RtlDevice,

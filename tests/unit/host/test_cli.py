@@ -55,6 +55,14 @@ def test_demo_prints_text_and_steps():
     assert done.stderr.startswith("log: ")
 
 
+def test_demo_on_cpu():
+    """The golden model beside it agrees with every bit, and gives the same text alone."""
+    facts = as_json("demo", "--device", "cpu", "--max-new-tokens", 12)
+    assert facts["device"] == "cpu" and facts["compared_bytes"] > 0
+    assert facts["tokens"] == as_json("demo", "--device", "golden", "--max-new-tokens",
+                                      12)["tokens"]
+
+
 def test_sparse_demo_is_smaller():
     dense, sparse = (as_json("demo", "--device", "golden", "--model", name,
                              "--max-new-tokens", 1) for name in ("dense", "sparse"))
@@ -163,9 +171,11 @@ def test_compress(tmp_path, recipe, extra):
     (("compile", "--shape", "llama2-7b", "--recipe", "q4_0"), 1, "a recipe must look like w4g64"),
     (("compile", "--shape", "llama2-13b", "--arch", "zcu104"), 1, "choose a larger board"),
     (("demo", "--model", "big"), 1, "model must be dense or sparse, not 'big'"),
-    (("demo", "--device", "tpu"), 1, "device must be one of auto, rtl, golden, not 'tpu'"),
+    (("demo", "--device", "tpu"), 1, "device must be one of auto, rtl, golden, cpu, not 'tpu'"),
     (("demo", "--device", "golden", "--memory", "latency=4"), 1,
      "memory models and traces are for the device rtl, not golden"),
+    (("demo", "--device", "cpu", "--memory", "latency=4"), 1,
+     "memory models and traces are for the device rtl, not cpu"),
     (("demo", "--trace", "/nowhere/x.fst"), 1,
      "a trace must go to a file in a folder that exists, not /nowhere/x.fst"),
     (("demo", "--memory", "speed=4"), 1, "a memory model must be ideal, hbm2,"),
