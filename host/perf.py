@@ -66,6 +66,7 @@ class Model:
     layers: int | None = None
     report: Report | None = None
     timing: bool = True
+    last_layer: Profile | None = None  # of the step before, if layers were counted
     seconds: float = 0.0  # spent in simulation
     clocks: int = 0  # simulated
 
@@ -106,7 +107,7 @@ class Model:
         if self.layers == PASSES:
             return most
         fewer = self._run(rows, with_passes(code, self.loop, PASSES - 1))
-        one = most.combine(fewer, -1)
+        one = self.last_layer = most.combine(fewer, -1)
         return replace(most.combine(one, self.layers - PASSES), works=most.works)
 
     def layer(self, context: int) -> Profile:
@@ -137,8 +138,8 @@ class Model:
 class Speed:
     """What a board would do with a model; everything is simulated.
 
-    ``decode`` is the profile of a step that makes a token of each sequence, ``prefill`` of all
-    steps of a prompt, without the last layer's logits but at its end.
+    ``decode`` is the profile of a step that makes a token of each sequence, ``layer`` that of one
+    of its layers, ``prefill`` that of all steps of a prompt; only the last of them makes logits.
     """
 
     program: Program
@@ -148,6 +149,7 @@ class Speed:
     context: int
     prompt: int = 0
     prefill: Profile | None = None
+    layer: Profile | None = None
     weights: dict[str, int] = field(default_factory=dict)  # bytes of a step by kind
 
     @property
@@ -190,9 +192,11 @@ class Speed:
             "bytes": {**self.weights, "cache": self.cache_bytes},
             "stalls": {name: count / self.decode.cycles for name, count in waits.items()
                        if name != "beat"},
-            "cycles_by_unit": {f"{queue} {name}": count for (queue, name), count
-                               in sorted(self.decode.busy.items())},
+            "cycles_by_unit": _by_unit(self.decode),
         }
+        if self.layer is not None:
+            facts |= {"layer_cycles": self.layer.cycles,
+                      "layer_cycles_by_unit": _by_unit(self.layer)}
         if picojoules is not None:
             facts["dram_energy_estimate_j_per_token"] = (
                 8e-12 * picojoules * self.bus_bytes / self.batch)
@@ -201,6 +205,10 @@ class Speed:
             facts |= {"prompt": self.prompt, "prefill_tokens_per_s": self.prompt / prefill,
                       "time_to_first_token_s": prefill}
         return facts
+
+
+def _by_unit(profile: Profile) -> dict[str, int]:
+    return {f"{queue} {name}": count for (queue, name), count in sorted(profile.busy.items())}
 
 
 def measure(model: Model, context: int, *, batch: int = 1, prompt: int = 0,
@@ -228,9 +236,10 @@ def measure(model: Model, context: int, *, batch: int = 1, prompt: int = 0,
         raise ValueError(f"context and prompt must be at most {most - 1} tokens, not "
                          f"{max(context, prompt)}; compile with a larger --context")
     decode = model.step(batch, 1, context)
+    layer = model.last_layer
     advance(0.3 if prompt else 1.0)
     prefill = _prefill(model, prompt, advance) if prompt else None
-    return Speed(model.program, model.memory, decode, batch, context, prompt, prefill,
+    return Speed(model.program, model.memory, decode, batch, context, prompt, prefill, layer,
                  weights or {})
 
 

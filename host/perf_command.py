@@ -135,8 +135,10 @@ def _show(screen: Screen, model: Model, speed: Speed) -> None:
     screen.table("Bytes of a step", ("", "bytes"),
                  [(name.replace("_", " "), f"{size:,.0f}") for name, size
                   in facts["bytes"].items()])
-    screen.table("Clocks of the units", ("", "clocks"),
-                 [(name, f"{count:,}") for name, count in facts["cycles_by_unit"].items()])
+    layer = facts.get("layer_cycles_by_unit", {})
+    screen.table("Clocks of the units", ("", "step", "a layer"),
+                 [(name, f"{count:,}", f"{layer[name]:,}" if layer.get(name, 0) > 0 else "")
+                  for name, count in facts["cycles_by_unit"].items()])
     screen.note(f"{model.clocks:,} clocks simulated, "
                 f"{model.clocks / max(model.seconds, 1e-9):,.0f} a second")
     screen.result(facts | {"clocks_simulated": model.clocks, "seconds": model.seconds})
