@@ -8,6 +8,7 @@ alone, with random weights of the same shapes: no attention, no norms, and so a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +103,22 @@ class Products:
 
 
 def _linears(program: Program) -> list[tuple[Any, Any]]:
-    """Return torch's layers of a program's shapes in bfloat16, and an input for each."""
+    """Return torch's layers of a program's shapes in bfloat16, and an input for each.
+
+    What the program computes in pieces is one product here.
+    """
     import torch
 
     from alula.host.cpu.machine import streams
 
     layers = []
-    for _, i in streams(program):
-        layer = torch.nn.Linear(i.inputs, i.outputs, bias=False, dtype=torch.bfloat16,
+    for (_, inputs), pieces in groupby((i for _, i in streams(program)),
+                                       lambda i: (i.source, i.inputs)):
+        outputs = sum(i.outputs for i in pieces)
+        layer = torch.nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16,
                                 device="meta").to_empty(device="cpu")
         torch.nn.init.normal_(layer.weight, std=0.02)
-        layers.append((layer.eval(), torch.randn(1, i.inputs, dtype=torch.bfloat16)))
+        layers.append((layer.eval(), torch.randn(1, inputs, dtype=torch.bfloat16)))
     return layers
 
 
