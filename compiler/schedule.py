@@ -194,19 +194,23 @@ def _close(loop: LoopBlock, slots: list[_Slot], edges: list[tuple[_Slot, _Slot]]
 
     One token for each pair of queues goes round the loop: given before it, taken after it. A pair
     of queues that already uses tokens inside the body cannot carry one more (its order would
-    change), so the iterations are then kept apart by a barrier; likewise if the order is one of an
-    inner loop's instructions, whose tokens would be given in each of its passes.
+    change), nor can one with a token that is given before the loop and taken after it. The
+    iterations are then kept apart by a barrier; likewise if the order is one of an inner loop's
+    instructions, whose tokens would be given in each of its passes.
     """
     body = [slot for slot in slots if loop in slot.loops]
     inside = {(id(a), id(b)) for a, b in edges}
     carried = _carried(body, inside)
+    first, last = _index_of(loop, slots), _index_after(loop, slots)
+    place = {id(slot): at for at, slot in enumerate(slots)}
     pairs = {(a.queue, b.queue) for a, b in edges
-             if loop in a.loops and loop in b.loops}
+             if (loop in a.loops and loop in b.loops)
+             or (place[id(a)] < first and place[id(b)] >= last)}
     inner = any(slot.loops[-1] is not loop for pair in carried for slot in pair)
     if inner or any((a.queue, b.queue) in pairs for a, b in carried):
-        slots.insert(_index_after(loop, slots) - 1, _Slot(BARRIER, body[0].loops))
+        slots.insert(last - 1, _Slot(BARRIER, body[0].loops))
         return
-    start, after = slots[_index_of(loop, slots)], slots[_index_after(loop, slots)]
+    start, after = slots[first], slots[last]
     for source, target in carried:
         assert source.queue is not None and target.queue is not None
         source.release |= 1 << target.queue

@@ -19,7 +19,7 @@ def check(seed, arch, **choices):
         covered(pair, step)
 
 
-@pytest.mark.parametrize("seed", range(COUNT))
+@pytest.mark.parametrize("seed", [*range(COUNT), 311])  # 311: a token past a loop
 def test_random_program(seed):
     check(seed, ARCHS["sim"])
 
