@@ -46,7 +46,7 @@ def _dot_words(words, high, piece, inside, x, FORMAT: tl.constexpr, ASSEMBLY: tl
     LOW: tl.constexpr = 2 if BITS == 3 else BITS
     QUADS: tl.constexpr = 8 // LOW
     COUNT: tl.constexpr = FORMAT[0] * LOW // 32
-    MASK: tl.constexpr = {2: 0x03030303, 4: 0x0F0F0F0F, 8: -1}[LOW]
+    MASK: tl.constexpr = 0x03030303 if LOW == 2 else (0x0F0F0F0F if LOW == 4 else -1)
     at = tl.arange(0, COUNT)[None, :]
     packed = tl.load(words + piece[:, None] * COUNT + at, mask=inside[:, None], other=0)
     if BITS == 3:

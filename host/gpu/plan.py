@@ -139,12 +139,26 @@ class Launches:
     pending: list[Event] = field(default_factory=list)
 
     def vector(self, event: Event) -> None:
-        """Add a vector instruction; one that changes what all rows share ends a launch before."""
+        """Add a vector instruction; before one that changes what rows share, a launch ends."""
         if isinstance(event.instruction, isa.LoadParams):
             shared = effects(event.instruction).writes
             if any(_touches(shared, (other,), (Space.PARAMS,)) for other in self.pending):
                 self.flush()
+        elif stored := self._stored(event):
+            others = [self._stored(other) for other in self.pending]
+            if any(range(max(stored.start, o.start), min(stored.stop, o.stop)) for o in others):
+                self.flush()
         self.pending.append(event)
+
+    def _stored(self, event: Event) -> range:
+        """Return the bytes of the control memory that an event writes, from first to last."""
+        i, rows = event.instruction, self.key.rows
+        size = 0
+        if isinstance(i, isa.StoreRow):
+            size = (rows - 1) * i.stride * WORD_BYTES + 4 * i.size
+        elif isinstance(i, isa.StoreTop):
+            size = rows * layout.TOP_ROW.itemsize
+        return range(event.address, event.address + size)
 
     def flush(self) -> None:
         if self.pending:
