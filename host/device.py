@@ -74,7 +74,7 @@ class GoldenDevice:
         self.machine.run()
 
 
-DEVICES = ("auto", "rtl", "golden")
+DEVICES = ("auto", "rtl", "golden", "cuda")
 AUTO_LANES = 4  # larger builds take too long to simulate unless someone asks for it
 Report = Callable[[str, float], Callable[[float], None]]
 
@@ -114,9 +114,9 @@ def resolve(name: str, program: Program) -> tuple[str, str]:
 
 
 def check_simulated(name: str, memory: MemoryModel | None, trace: Trace | None) -> None:
-    """Raise ValueError if what only a simulation has is asked of the golden model."""
-    if name == "golden" and (memory or trace):
-        raise ValueError("memory models and traces are for the device rtl, not golden")
+    """Raise ValueError if what only a simulation has is asked of another device."""
+    if name in ("golden", "cuda") and (memory or trace):
+        raise ValueError(f"memory models and traces are for the device rtl, not {name}")
 
 
 def open_device(name: str, program: Program, report: Report | None = None, *,
@@ -137,4 +137,9 @@ def open_device(name: str, program: Program, report: Report | None = None, *,
     check_simulated(name, memory, trace)
     if name == "golden":
         return GoldenDevice(program)
+    if name == "cuda":
+        from alula.host import gpu
+
+        device: Device = gpu.open_device(program)
+        return device
     raise ValueError(f"device must be one of {', '.join(DEVICES[1:])}, not {name!r}")

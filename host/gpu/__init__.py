@@ -6,6 +6,7 @@ the environment before, the kernels are interpreted on the processor: slow, and 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from importlib.util import find_spec
 from typing import Any
@@ -17,14 +18,23 @@ _REMEDY = "install them with `pip install alula[gpu]`"
 
 def probe(program: Program) -> str:
     """Return why no GPU can run a program here; an empty text if one can."""
-    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
-    if missing:
-        return f"torch and triton must be installed, not without {' and '.join(missing)}; {_REMEDY}"
+    why = _missing()
+    if why:
+        return why
+    try:
+        ctypes.CDLL("libcuda.so.1")  # before torch, which takes seconds to load
+    except OSError:
+        return "a CUDA GPU must be there, not a machine without NVIDIA's driver"
     import torch
 
-    if not interpreted() and not torch.cuda.is_available():
-        return "a CUDA GPU must be there that torch can use, not none"
-    return ""
+    return "" if torch.cuda.is_available() else "a CUDA GPU must be there that torch can use, not none"
+
+
+def _missing() -> str:
+    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"torch and triton must be installed, not without {' and '.join(missing)}; {_REMEDY}"
 
 
 def interpreted() -> bool:
@@ -33,12 +43,10 @@ def interpreted() -> bool:
 
 
 def open_device(program: Program) -> Any:
-    """Return the GPU, the program loaded."""
-    why = probe(program)
+    """Return the GPU, the program loaded; raise RuntimeError if there is none."""
+    why = _missing() if interpreted() else probe(program)
     if why:
-        from alula.host.choice import NoDevice
-
-        raise NoDevice(why)
+        raise RuntimeError(why)
     from alula.host.gpu.device import GpuDevice
 
     return GpuDevice(program)

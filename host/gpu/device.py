@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from alula.compiler.program import Program
 from alula.host.gpu import attention, interpreted, linear, vector
-from alula.host.gpu.plan import Encoder, Event, Key, Launch, Walk, launches, round_up
+from alula.host.gpu.plan import Encoder, Event, Key, Launch, Walk, joined, launches, round_up
 from alula.host.gpu.weights import GpuMatrix, pack, read_stream
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import BLOCK, TOP_K
 from alula.sim.machine import MachineError, _unit_places
+from alula.sim.unpack import Strips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +53,28 @@ class GpuDevice:
     A step's launches depend on its number of rows, repeats and whether it has logits. On a GPU the
     first step of a kind runs them one by one, which compiles them; the second records them in a
     CUDA graph, which it and later ones replay.
+
+    Parameters
+    ----------
+    matrix
+        Returns the matrix of a product; by default that of the program's stream. Measurements
+        bring matrices of their own.
+    where
+        Of the tensors, as torch names it: by default ``cpu`` if kernels are interpreted.
     """
 
     name = "cuda"
     counters = None
 
-    def __init__(self, program: Program, tuning: Tuning | None = None) -> None:
+    def __init__(self, program: Program, tuning: Tuning | None = None,
+                 matrix: Callable[[Event], GpuMatrix] | None = None,
+                 where: str | None = None) -> None:
         self.program = program
-        self.where = "cpu" if interpreted() else "cuda"
+        self._made = matrix or self._read_matrix
+        self.where = where or ("cpu" if interpreted() else "cuda")
         self.tuning = tuning or (INTERPRETED if interpreted() else Tuning())
         self.plans: dict[Key, _Plan] = {}
-        self.matrices: dict[int, GpuMatrix] = {}
+        self.matrices: dict[tuple[int, ...], GpuMatrix] = {}
         arch, size = program.arch, program.memory.top.stop
         self.control = self._zeros(-(-size // 64) * 64, torch.uint8)
         image = torch.from_numpy(np.array(program.control))
@@ -72,7 +85,7 @@ class GpuDevice:
         self._places: dict[int, int] = {}
         events = list(Walk(program, 1, 1).events())
         self.memory = self._memory([e.instruction for e in events])
-        for event in events:
+        for event in joined(events, program):
             if isinstance(event.instruction, isa.Linear):
                 self.matrix(event)
 
@@ -115,13 +128,18 @@ class GpuDevice:
 
     def matrix(self, event: Event) -> GpuMatrix:
         """Return the matrix of a product, put in the kernels' order once."""
-        found = self.matrices.get(event.address)
+        key = tuple(address for address, _ in event.parts)
+        found = self.matrices.get(key)
         if found is None:
-            i = event.instruction
-            strips, exponent = read_stream(self.program, event.address, i)
-            found = pack(strips, i.outputs, 1 << i.group_log2, exponent, self.where)
-            self.matrices[event.address] = found
+            found = self.matrices[key] = self._made(event)
         return found
+
+    def _read_matrix(self, event: Event) -> GpuMatrix:
+        parts = [read_stream(self.program, address, i) for address, i in event.parts]
+        strips = Strips(*(np.concatenate(column)
+                          for column in zip(*(part for part, _ in parts), strict=True)))
+        i = event.instruction
+        return pack(strips, i.outputs, 1 << i.group_log2, parts[0][1], self.where)
 
     @property
     def weight_bytes(self) -> int:
@@ -242,7 +260,7 @@ class _Plan:
         self.lookups = [(e.address, e.instruction.stride * isa.WORD_BYTES,
                          e.instruction.index.name.lower())
                         for e in events if isinstance(e.instruction, isa.LoadRow)]
-        self.launches = launches(events, key, device.tuning.fused_rows)
+        self.launches = launches(events, device.program, key, device.tuning.fused_rows)
         self.encoder = Encoder(device.program, device._places.__getitem__)
         memory = device.program.memory
         arch = device.program.arch
@@ -251,6 +269,7 @@ class _Plan:
         self.calls = [self._call(launch) for launch in self.launches]
         self.addresses = torch.tensor(self.encoder.addresses or [0], dtype=torch.int64,
                                       device=device.where)
+        self.pointers = [self.addresses[call[2]:] for call in self.calls]
         self.graph: Any = None
         self.ran = False
 
@@ -308,8 +327,9 @@ class _Plan:
             self.graph.replay()
 
     def _launch(self) -> None:
-        for kernel, grid, start, arguments, choices in self.calls:
-            kernel[grid](self.device.memory, self.addresses[start:], *arguments, **choices)
+        for (kernel, grid, _, arguments, choices), addresses in zip(self.calls, self.pointers,
+                                                                    strict=True):
+            kernel[grid](self.device.memory, addresses, *arguments, **choices)
 
 
 def _attend_shape(i: isa.Attend) -> tuple[int, int]:

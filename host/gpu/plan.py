@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +21,14 @@ from alula.hw.isa import BLOCK, WORD_BYTES, Instruction
 
 
 class Event(NamedTuple):
-    """An instruction as it is executed; the address is that of what it loads or stores."""
+    """An instruction as it is executed; the address is that of what it loads or stores.
+
+    ``parts`` are what a product was put together from, itself if nothing.
+    """
 
     instruction: Any
     address: int = 0
+    parts: tuple[tuple[int, isa.Linear], ...] = ()
 
 
 @dataclass
@@ -65,7 +69,10 @@ class Walk:
                 self._sequence(i)
             elif isinstance(i, (isa.LoadStream, isa.LoadPages)):
                 self.streams.append(self._address(i))
-            elif isinstance(i, (isa.Linear, isa.Attend)):
+            elif isinstance(i, isa.Linear):
+                address = self.streams.popleft()
+                yield Event(i, address, ((address, i),))
+            elif isinstance(i, isa.Attend):
                 yield Event(i, self.streams.popleft())
             elif isinstance(i, isa.SelectTop):
                 yield Event(i, self.registers[i.register] + i.offset)
@@ -106,10 +113,34 @@ _REPEATABLE = (isa.LoadParams, isa.RmsNorm, isa.Combine, isa.Activate, isa.Rotat
                isa.StoreKeyValue)
 
 
-def launches(events: Iterable[Event], key: Key, fused_rows: int) -> list[Launch]:
+def exponent(program: Program, address: int) -> int:
+    """Return the power of two of a stream's scales."""
+    entry = program.lanes[0][address:address + WORD_BYTES].view(layout.DIRECTORY_ENTRY)[0]
+    return int(entry["exponent"])
+
+
+def joined(events: Iterable[Event], program: Program) -> list[Event]:
+    """Put products together that follow one another, of the same codes, with targets in a row."""
+    out: list[Event] = []
+    for event in events:
+        i, last = event.instruction, out[-1].instruction if out else None
+        if (isinstance(i, isa.Linear) and isinstance(last, isa.Linear)
+                and (i.source, i.inputs, i.group_log2) == (last.source, last.inputs,
+                                                           last.group_log2)
+                and last.outputs % isa.TILE_ROWS == 0
+                and i.target == last.target + last.outputs // BLOCK
+                and exponent(program, event.address) == exponent(program, out[-1].address)):
+            whole = replace(last, outputs=last.outputs + i.outputs)
+            out[-1] = Event(whole, out[-1].address, out[-1].parts + event.parts)
+        else:
+            out.append(event)
+    return out
+
+
+def launches(events: Iterable[Event], program: Program, key: Key, fused_rows: int) -> list[Launch]:
     """Return the launches that run events; see :class:`Launches`."""
     made = Launches(key, fused_rows)
-    waiting = list(events)
+    waiting = joined(events, program)
     at = 0
     while at < len(waiting):
         event = waiting[at]
