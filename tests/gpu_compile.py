@@ -33,7 +33,9 @@ WANTED = re.compile(r"\b(?:fma|mad|add|sub|mul|div)\S*f32\b|\b\S+\.ftz\S*|\bdp4a
 def type_of(value: Any) -> Any:
     if isinstance(value, Memory):
         return Memory(*map(type_of, value))
-    return TYPES[value.dtype] if hasattr(value, "dtype") else "i32"
+    if hasattr(value, "dtype"):
+        return TYPES[value.dtype]
+    return "constexpr" if value == 1 else "i32"  # as a launch has it
 
 
 def compiled(call: tuple[Any, ...], plan: _Plan) -> Any:
@@ -45,6 +47,7 @@ def compiled(call: tuple[Any, ...], plan: _Plan) -> Any:
     choices = choices | {"ASSEMBLY": True}
     signature = {name: type_of(value) for name, value in zip(names, values, strict=False)}
     constants = {(at,): choices[name] for at, name in enumerate(names) if name not in signature}
+    constants |= {(at,): 1 for at, name in enumerate(names) if signature.get(name) == "constexpr"}
     signature |= dict.fromkeys(names[len(values):], "constexpr")
     return triton.compile(ASTSource(kernel, signature, constants),
                           target=GPUTarget("cuda", 90, 32), options=options)

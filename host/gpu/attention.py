@@ -72,7 +72,8 @@ def attend_kernel(memory, addresses, SIZES: tl.constexpr, OP: tl.constexpr, BEFO
         Target, query, key, value, query heads, heads of keys, elements of a head, window, places,
         bytes of a page, and the address's place.
     BEFORE
-        Ops that every program of a row runs before: what they write is the same in all.
+        Ops that every program runs before, for its row and those it follows: what they write is
+        the same in all.
     HEADS, WIDE
         Query heads to a head of keys, and elements, rounded up to what tensor cores take.
     ROWS
@@ -81,10 +82,12 @@ def attend_kernel(memory, addresses, SIZES: tl.constexpr, OP: tl.constexpr, BEFO
     row, kv_head, page_class = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     RATIO: tl.constexpr = OP[4] // OP[5]
     DIM: tl.constexpr = OP[6]
-    if len(BEFORE) > 0:
-        run_ops(memory, addresses, row, SIZES, BEFORE, TILE)
-    address = tl.load(addresses + OP[10])
     length = tl.load(memory.lengths + row)
+    if len(BEFORE) > 0:
+        for link in range(length):
+            ancestor = tl.load(memory.chains + row * ROWS + link)
+            run_ops(memory, addresses, ancestor, SIZES, BEFORE, TILE)
+    address = tl.load(addresses + OP[10])
     root = tl.load(memory.chains + row * ROWS)
     position = tl.load(memory.rows + row * _ROW_WORDS + POSITION)
     base = position - length + 1

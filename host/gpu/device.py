@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from numpy.typing import NDArray
 
 from alula.compiler.program import Program
@@ -83,6 +82,7 @@ class GpuDevice:
         self._first_host = program.memory.step.start
         self._host = np.zeros(program.memory.pages.stop - self._first_host, np.uint8)
         self._places: dict[int, int] = {}
+        self._chains = b""  # that the device has
         events = list(Walk(program, 1, 1).events())
         self.memory = self._memory([e.instruction for e in events])
         for event in joined(events, program):
@@ -174,9 +174,10 @@ class GpuDevice:
         plan = self.plans[key]
         table.check(plan)
         chains, lengths = table.chains()
-        rows = len(lengths)
-        self.memory.chains[:rows, :rows] = torch.from_numpy(chains).to(self.where)
-        self.memory.lengths[:rows] = torch.from_numpy(lengths).to(self.where)
+        if chains.tobytes() != self._chains:
+            rows, self._chains = len(lengths), chains.tobytes()
+            self.memory.chains[:rows, :rows] = torch.from_numpy(chains).to(self.where)
+            self.memory.lengths[:rows] = torch.from_numpy(lengths).to(self.where)
         plan.run()
 
 

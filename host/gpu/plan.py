@@ -109,6 +109,7 @@ class Walk:
             self.next += 1
 
 
+_COLUMNS = tuple(layout.STEP_ROW.names or ())
 _REPEATABLE = (isa.LoadParams, isa.RmsNorm, isa.Combine, isa.Activate, isa.Rotate, isa.Quantize,
                isa.StoreKeyValue)
 
@@ -292,8 +293,7 @@ class Encoder:
             case isa.LoadParams():
                 return 0, self.address(event), i.target, i.size
             case isa.LoadRow():
-                column = layout.STEP_ROW.names.index(
-                    "token" if i.index is isa.Index.TOKEN else "position")
+                column = _COLUMNS.index(i.index.name.lower())
                 return (1, self.address(event), i.target, i.size, i.stride * WORD_BYTES, column,
                         int(i.format), i.group_log2)
             case isa.StoreKeyValue():

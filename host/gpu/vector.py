@@ -394,7 +394,8 @@ def _select_top(memory, first_token, row, SIZES: tl.constexpr, OP: tl.constexpr,
             found = keys == best
             bits = tl.sum(tl.where(found, x.to(tl.int32, bitcast=True), 0), 0)
             out = slot == tl.min(tl.where(kept == worst, slot, _TOP), 0)
-            values = tl.where(out, (tl.zeros_like(slot) + bits).to(tl.float32, bitcast=True), values)
+            value = (tl.zeros_like(slot) + bits).to(tl.float32, bitcast=True)
+            values = tl.where(out, value, values)
             tokens = tl.where(out, tl.sum(tl.where(found, token, 0), 0), tokens)
             kept = tl.where(out, best, kept)
             keys = tl.where(found, _NOTHING, keys)

@@ -86,17 +86,18 @@ def read_stream(program: Program, address: int, i: Linear) -> tuple[Strips, int]
     if total != strips:
         raise MachineError(f"a stream for {i.outputs} outputs must have {strips} strips, "
                            f"not {total}")
-    codes = np.zeros((strips, TILE_ROWS, groups * group), np.int16)
-    scales = np.zeros((strips, TILE_ROWS, groups), np.float32)
-    present = np.zeros(scales.shape, np.bool_)
+    codes: NDArray[Any] = np.zeros((strips, TILE_ROWS, groups * group), np.int16)
+    scales: NDArray[Any] = np.zeros((strips, TILE_ROWS, groups), np.float32)
+    present: NDArray[Any] = np.zeros(scales.shape, np.bool_)
     for lane, (image, entry) in enumerate(zip(program.lanes, entries, strict=True)):
         start = int(entry["start"]) * WORD_BYTES
         share = unpack_stream(image[start:start + int(entry["beats"]) * program.arch.beat_bytes],
                               int(entry["strips"]), groups, group, program.arch)
-        for out, part in zip((codes, scales, present), share, strict=True):
-            out[lane::len(entries)] = part.reshape(-1, *out.shape[1:])
-    shares = (part.reshape(-1, part.shape[-1]) for part in (codes, scales, present))
-    return Strips(*shares), int(entries[0]["exponent"])
+        for out, part in ((codes, share.codes), (scales, share.scales), (present, share.present)):
+            out[lane::len(entries)] = part.reshape(-1, TILE_ROWS, out.shape[2])
+    strip_rows = strips * TILE_ROWS
+    return Strips(codes.reshape(strip_rows, -1), scales.reshape(strip_rows, -1),
+                  present.reshape(strip_rows, -1)), int(entries[0]["exponent"])
 
 
 def pack(strips: Strips, outputs: int, group: int, exponent: int, device: Any) -> GpuMatrix:
@@ -162,8 +163,8 @@ def _width(values: NDArray[np.int16], kept: int) -> tuple[int, NDArray[np.int16]
 def _codes(values: NDArray[np.int16], points: NDArray[np.int16],
            shape: Format) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return words, third bits and bitmaps of pieces ``(pieces, group)``."""
-    none = np.zeros(1, np.int32)
-    parts = []
+    none = np.zeros(1, np.int16)
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     for start in range(0, len(values), max(1, _BATCH // shape.group)):
         part = slice(start, start + max(1, _BATCH // shape.group))
         codes = values[part] + points[part, None]

@@ -176,7 +176,7 @@ def measure(steps: int, context: int) -> None:
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, triton "
           f"{triton.__version__}; a copy moves {peak / 1e12:.2f} TB/s. Llama 2 7B's shapes, batch "
           f"1, context {context}; torch: products alone.\n")
-    print("| what | ms a token | tokens/s | weights, GB | of a copy's bandwidth | launches, layer |")
+    print("| what | ms a token | tokens/s | weights, GB | of a copy's rate | launches a layer |")
     print("|---|---|---|---|---|---|")
     for name in RECIPES:
         _print(name, whole_step("dropped" in name, steps, context), peak)

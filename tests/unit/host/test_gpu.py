@@ -17,6 +17,7 @@ from gpu_pair import check  # noqa: E402
 from models import program, random_codes  # noqa: E402
 from programs.archs import ARCHS  # noqa: E402
 from programs.generate import case  # noqa: E402
+from triton.runtime.interpreter import interpreter_builder  # noqa: E402
 
 from alula.compiler.compile import Options, compile  # noqa: E402
 from alula.compiler.importer import import_model  # noqa: E402
@@ -39,11 +40,18 @@ FUSED = replace(INTERPRETED, columns=64, row_columns=32, tile=64, fused_rows=4)
 SHAPES = [
     dict(bits=2, group=16), dict(bits=2, group=64, kept=4), dict(bits=3, group=16),
     dict(bits=3, group=64, asymmetric=True), dict(bits=3, group=32, kept=8),
-    dict(bits=4, group=128), dict(bits=4, group=256, asymmetric=True), dict(bits=4, group=64, kept=8),
-    dict(bits=4, group=64, kept=4, asymmetric=True, dropped=0.3), dict(bits=4, group=32, dropped=0.5),
+    dict(bits=4, group=128), dict(bits=4, group=256, asymmetric=True),
+    dict(bits=4, group=64, kept=8), dict(bits=4, group=32, dropped=0.5),
+    dict(bits=4, group=64, kept=4, asymmetric=True, dropped=0.3),
     dict(bits=8, group=32, asymmetric=True), dict(bits=8, group=64, kept=4),
     dict(bits=8, group=16, kept=12, asymmetric=True), dict(bits=8, group=128, dropped=0.5),
 ]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return program(SIM, layers=1, context=128, sequences=3, hidden=32, heads=2, kv_heads=1,
+                   ffn=32, vocab=50, qk_norm=True, qkv_bias=True)
 
 
 @pytest.mark.parametrize("seed", [31, 63, 64])
@@ -124,12 +132,6 @@ def test_pack_drops():
     assert half.size < 0.7 * whole.size
 
 
-@pytest.fixture(scope="module")
-def small():
-    return program(SIM, layers=1, context=128, sequences=3, head_dim=16, qk_norm=True,
-                   qkv_bias=True)
-
-
 @pytest.mark.parametrize("tuning", [
     pytest.param(INTERPRETED, id="apart"),
     pytest.param(FUSED, id="fused", marks=pytest.mark.slow)])
@@ -152,7 +154,7 @@ def test_five_launches_a_layer():
     made = compile(shape_graph("llama2-7b", parse("w4g128")), U55C,
                    Options(context=64, sequences=1), images=False)
     key = Key(1, 1, 0, False)
-    work = [launch for launch in launches(Walk(made, 1, 0).events(), made, key, fused_rows=1)]
+    work = launches(Walk(made, 1, 0).events(), made, key, fused_rows=1)
     kinds = [type(launch.work.instruction).__name__ for launch in work if launch.work]
     assert kinds == ["Linear", "Attend", "Linear", "Linear", "Linear"] * 32
     assert len(work) == 5 * 32 + 2  # and what reads the step and the tables, and the last norm
@@ -186,6 +188,34 @@ def test_probe_without_triton_wrong(small, monkeypatch):
         "`pip install alula[gpu]`")
     with pytest.raises(RuntimeError, match=r"^torch and triton must be installed, not without"):
         open_device("cuda", small)
+
+
+@pytest.fixture
+def backwards(monkeypatch):
+    """Programs of a launch run in the opposite order: a GPU keeps none."""
+    forwards = interpreter_builder.set_grid_idx
+
+    def set_grid_idx(*at):
+        forwards(*(count - 1 - one for count, one in zip(interpreter_builder.grid_dim, at,
+                                                         strict=True)))
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
+
+
+@pytest.mark.parametrize("tuning", [INTERPRETED, FUSED], ids=["apart", "fused"])
+@pytest.mark.parametrize("seed", [5, 6])
+def test_order_of_programs(seed, tuning, backwards):
+    check(case(seed, ARCHS["sim"], rows=3), tuning=tuning)
+
+
+def test_chain_backwards(small, backwards):
+    """A row reads keys of the rows it follows, which other programs quantize too."""
+    found = []
+    for device in (GoldenDevice(small), GpuDevice(small, FUSED)):
+        session = Session(device)
+        session.step([Row(session.open(), 3, 0), Row(0, 4, 1, 0), Row(0, 5, 2, 1, True)])
+        found.append(session.logits(2))
+    np.testing.assert_array_equal(found[1].view(np.uint32), found[0].view(np.uint32))
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])
