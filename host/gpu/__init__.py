@@ -27,7 +27,9 @@ def probe(program: Program) -> str:
         return "a CUDA GPU must be there, not a machine without NVIDIA's driver"
     import torch
 
-    return "" if torch.cuda.is_available() else "a CUDA GPU must be there that torch can use, not none"
+    if torch.cuda.is_available():
+        return ""
+    return "a CUDA GPU must be there that torch can use, not none"
 
 
 def _missing() -> str:

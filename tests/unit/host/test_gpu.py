@@ -31,7 +31,7 @@ from alula.host.gpu.plan import Key, Walk, launches  # noqa: E402
 from alula.host.gpu.vector import Memory  # noqa: E402
 from alula.host.gpu.weights import pack  # noqa: E402
 from alula.host.session import Row, Session  # noqa: E402
-from alula.hw import numerics  # noqa: E402
+from alula.hw import layout, numerics  # noqa: E402
 from alula.hw.arch import SIM, U55C  # noqa: E402
 from alula.sim.machine import MachineError  # noqa: E402
 from alula.sim.unpack import Strips  # noqa: E402
@@ -54,7 +54,7 @@ def small():
                    ffn=32, vocab=50, qk_norm=True, qkv_bias=True)
 
 
-@pytest.mark.parametrize("seed", [31, 63, 64])
+@pytest.mark.parametrize("seed", [31, 64, 332, 337])  # the last two have long contexts
 def test_random_program(seed):
     check(case(seed, ARCHS["sim"]))
 
@@ -208,13 +208,37 @@ def test_order_of_programs(seed, tuning, backwards):
     check(case(seed, ARCHS["sim"], rows=3), tuning=tuning)
 
 
-def test_chain_backwards(small, backwards):
+def test_chain_backwards(backwards):
     """A row reads keys of the rows it follows, which other programs quantize too."""
+    plain = program(SIM, layers=1, context=128, sequences=1, hidden=32, heads=2, kv_heads=1,
+                    ffn=32, vocab=50)
     found = []
-    for device in (GoldenDevice(small), GpuDevice(small, FUSED)):
+    for device in (GoldenDevice(plain), GpuDevice(plain, FUSED)):
         session = Session(device)
         session.step([Row(session.open(), 3, 0), Row(0, 4, 1, 0), Row(0, 5, 2, 1, True)])
         found.append(session.logits(2))
+    np.testing.assert_array_equal(found[1].view(np.uint32), found[0].view(np.uint32))
+
+
+@pytest.mark.parametrize("window", [0, 300])
+def test_long_context(window, backwards):
+    """Pages of all classes weigh alike; the last program to arrive is the first class's."""
+    made = program(SIM, layers=1, context=1024, sequences=1, hidden=32, heads=4, kv_heads=2,
+                   ffn=32, vocab=50, window=window)
+    golden, device = GoldenDevice(made), GpuDevice(made)
+    generator = np.random.default_rng(4)
+    page = 16 * layout.page_words(16)
+    for cache in golden.machine.caches:
+        pages = cache[:cache.size // page * page].reshape(-1, page)
+        pages[:] = generator.integers(0, 256, pages.shape, np.uint8)
+        pages[:, :512] = generator.uniform(1e-3, 2e-3, (len(pages), 128)).astype(
+            np.float32).view(np.uint8)
+    device.cache.copy_(torch.from_numpy(np.stack(golden.machine.caches)))
+    found = []
+    for session in (Session(golden), Session(device)):
+        session.lengths[session.open()] = 700
+        session.step([Row(0, 3, 700, -1, True)])
+        found.append(session.logits(0))
     np.testing.assert_array_equal(found[1].view(np.uint32), found[0].view(np.uint32))
 
 
