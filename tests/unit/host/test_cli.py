@@ -163,7 +163,7 @@ def test_compress(tmp_path, recipe, extra):
     (("compile", "--shape", "llama2-7b", "--recipe", "q4_0"), 1, "a recipe must look like w4g64"),
     (("compile", "--shape", "llama2-13b", "--arch", "zcu104"), 1, "choose a larger board"),
     (("demo", "--model", "big"), 1, "model must be dense or sparse, not 'big'"),
-    (("demo", "--device", "tpu"), 1, "device must be one of auto, rtl, golden, not 'tpu'"),
+    (("demo", "--device", "tpu"), 1, "device must be one of auto, rtl, golden, cuda, not 'tpu'"),
     (("demo", "--device", "golden", "--memory", "latency=4"), 1,
      "memory models and traces are for the device rtl, not golden"),
     (("demo", "--trace", "/nowhere/x.fst"), 1,
