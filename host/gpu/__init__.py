@@ -16,6 +16,10 @@ from alula.compiler.program import Program
 _REMEDY = "install them with `pip install alula[gpu]`"
 
 
+class NoGpu(OSError):
+    """No GPU can run a program here."""
+
+
 def probe(program: Program) -> str:
     """Return why no GPU can run a program here; an empty text if one can."""
     why = _missing()
@@ -45,10 +49,10 @@ def interpreted() -> bool:
 
 
 def open_device(program: Program) -> Any:
-    """Return the GPU, the program loaded; raise RuntimeError if there is none."""
+    """Return the GPU, the program loaded; raise :class:`NoGpu` if there is none."""
     why = _missing() if interpreted() else probe(program)
     if why:
-        raise RuntimeError(why)
+        raise NoGpu(why)
     from alula.host.gpu.device import GpuDevice
 
     return GpuDevice(program)

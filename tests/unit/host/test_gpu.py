@@ -186,7 +186,7 @@ def test_probe_without_triton_wrong(small, monkeypatch):
     assert gpu.probe(small) == (
         "torch and triton must be installed, not without torch and triton; install them with "
         "`pip install alula[gpu]`")
-    with pytest.raises(RuntimeError, match=r"^torch and triton must be installed, not without"):
+    with pytest.raises(gpu.NoGpu, match=r"^torch and triton must be installed, not without"):
         open_device("cuda", small)
 
 

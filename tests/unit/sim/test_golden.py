@@ -63,7 +63,7 @@ def test_exact_wrong(made):
 
 
 def test_device_wrong(made):
-    with pytest.raises(ValueError, match=r"^device must be one of rtl, golden, not 'tpu'$"):
+    with pytest.raises(ValueError, match=r"^device must be one of rtl, golden, cuda, not 'tpu'$"):
         open_device("tpu", made)
 
 
