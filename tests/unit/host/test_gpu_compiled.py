@@ -33,7 +33,9 @@ def products(found):
 
 @pytest.mark.parametrize("rows, fused_rows, decoder, product", [
     (1, 1, "dict(bits=4)", "dp4a.s32.s32"),
-    (16, 0, "dict(kept=8)", "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"),
+    pytest.param(16, 0, "dict(kept=8)",
+                 "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+                 marks=pytest.mark.slow),
 ])
 def test_exact(rows, fused_rows, decoder, product, tmp_path):
     found = kernels(tmp_path, rows, fused_rows, decoder)
