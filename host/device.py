@@ -74,7 +74,7 @@ class GoldenDevice:
         self.machine.run()
 
 
-DEVICES = ("auto", "rtl", "golden", "cpu")
+DEVICES = ("auto", "rtl", "golden", "cpu", "cuda")
 AUTO_LANES = 4  # larger builds take too long to simulate unless someone asks for it
 Report = Callable[[str, float], Callable[[float], None]]
 
@@ -115,7 +115,7 @@ def resolve(name: str, program: Program) -> tuple[str, str]:
 
 def check_simulated(name: str, memory: MemoryModel | None, trace: Trace | None) -> None:
     """Raise ValueError if what only a simulation has is asked of another device."""
-    if name in ("golden", "cpu") and (memory or trace):
+    if name in ("golden", "cpu", "cuda") and (memory or trace):
         raise ValueError(f"memory models and traces are for the device rtl, not {name}")
 
 
@@ -141,4 +141,9 @@ def open_device(name: str, program: Program, report: Report | None = None, *,
         from alula.host.cpu.device import CpuDevice  # takes a second to import
 
         return CpuDevice(program, report)
+    if name == "cuda":
+        from alula.host import gpu
+
+        device: Device = gpu.open_device(program)
+        return device
     raise ValueError(f"device must be one of {', '.join(DEVICES[1:])}, not {name!r}")

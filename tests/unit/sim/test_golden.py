@@ -63,7 +63,8 @@ def test_exact_wrong(made):
 
 
 def test_device_wrong(made):
-    with pytest.raises(ValueError, match=r"^device must be one of rtl, golden, cpu, not 'tpu'$"):
+    with pytest.raises(ValueError,
+                       match=r"^device must be one of rtl, golden, cpu, cuda, not 'tpu'$"):
         open_device("tpu", made)
 
 
