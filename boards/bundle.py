@@ -16,10 +16,9 @@ from alula.boards import manifest as manifests, reports
 from alula.boards.board import Alveo, Board
 from alula.boards.manifest import Manifest
 from alula.boards.scripts import CARD, OVERLAY, STAGE, VERILOG, scripts
-from alula.boards.shell import shell
+from alula.boards.shell import accelerator, shell
 from alula.hw import isa
 from alula.hw.arch import ArchConfig
-from alula.hw.top import verilog
 
 LOG = "build.log"
 Report = Callable[[int, int, str], None]  # number of a stage, of how many, its title
@@ -32,7 +31,7 @@ class ToolError(RuntimeError):
 def write(board: Board, arch: ArchConfig, target: Path) -> Manifest:
     """Write a board's files to a folder that is empty or absent; it has them all, or none."""
     with _whole(target) as folder:
-        texts = dict(zip(VERILOG, (verilog(arch, board.primitive), shell(arch)), strict=True))
+        texts = dict(zip(VERILOG, (accelerator(arch, board.primitive), shell(arch)), strict=True))
         for name, text in (texts | scripts(board, arch)).items():
             (folder / name).write_text(text)
         (folder / "build.sh").chmod(0o755)

@@ -11,6 +11,7 @@ from alula.hw.csr import Ctrl, Register
 # Requirements"; PYNQ's register maps.
 _NAMES = {Register.GIE: "GIER", Register.IER: "IP_IER", Register.ISR: "IP_ISR"}
 PROTOCOL = (Register.CTRL, Register.GIE, Register.IER, Register.ISR)
+_WIDE = {Register.CONTROL, Register.STATUS, Register.CYCLES, Register.HASH}
 _BUSES = {Register.CONTROL: "m_axi_control", Register.STATUS: "m_axi_control"}
 
 
@@ -33,34 +34,20 @@ class Entry:
 
 def entries(arch: ArchConfig) -> list[Entry]:
     """Return every register of a build in the order of offsets."""
-    found = [_entry(arch, register) for register in Register if register != Register.LANE]
+    found = [_entry(register) for register in Register if register != Register.LANE]
     found += [Entry(name=f"lane_{lane}", offset=Register.LANE + 8 * lane, bits=64,
                     bus=f"m_axi_lane_{lane}") for lane in range(arch.lanes)]
     return sorted(found, key=lambda entry: entry.offset)
 
 
-def _entry(arch: ArchConfig, register: Register) -> Entry:
+def _entry(register: Register) -> Entry:
     if register in PROTOCOL:
         fields = (tuple((f"AP_{bit.name}", int(bit)) for bit in Ctrl)
                   if register == Register.CTRL else ())
         return Entry(name=_NAMES.get(register, register.name), offset=register, bits=32,
                      fields=fields)
-    return Entry(name=register.name.lower(), offset=register, bits=_bits(arch, register),
+    return Entry(name=register.name.lower(), offset=register, bits=64 if register in _WIDE else 32,
                  bus=_BUSES.get(register, ""), readable_only=register >= Register.STATE)
-
-
-def _bits(arch: ArchConfig, register: Register) -> int:
-    """Return the width of what the hardware holds, in whole words."""
-    from amaranth.hdl import Shape
-
-    from alula.hw.control import ControlRegisters
-
-    constants = {Register.HASH: 4 * len(arch.hash), Register.LANES: 32}
-    if register in constants:
-        return constants[register]
-    member = ControlRegisters(arch).signature.members[register.name.lower()]
-    width: int = Shape.cast(member.shape).width
-    return -(-width // 32) * 32
 
 
 def arguments(arch: ArchConfig) -> list[Entry]:

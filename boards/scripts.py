@@ -40,8 +40,8 @@ def settings(board: Board, arch: ArchConfig) -> str:
     """Return ``settings.tcl``: every name and number that the other scripts use."""
     values = {
         "name": NAME, "vlnv": VLNV, "top": SHELL_MODULE, "part": board.device,
-        "protocol": PROTOCOL, "clock_port": CLOCK, "reset_port": RESET, "clock_mhz": str(board.clock_mhz),
-        "register_bytes": str(CONTROL_BYTES),
+        "protocol": PROTOCOL, "clock_port": CLOCK, "reset_port": RESET,
+        "clock_mhz": str(board.clock_mhz), "register_bytes": str(CONTROL_BYTES),
     }
     lines = [f"set {key} {_word(value)}" for key, value in values.items()]
     lines += [f"set verilog {_list(VERILOG)}", f"set masters {_list(buses(arch))}"]

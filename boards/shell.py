@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 from alula.hw.arch import ArchConfig
-from alula.hw.top import TOP_MODULE, Top
+from alula.hw.top import TOP_MODULE, verilog
 
 SHELL_MODULE = "alula_shell"
+_PIN = re.compile(r"\.([ms]_axi_control)_(?=[a-z])")
 CLOCK, RESET = "ap_clk", "ap_rst_n"
 
 
 def ports(arch: ArchConfig) -> list[tuple[str, str, int]]:
     """Return direction, name and bits of each port of the accelerator but clock and reset."""
     from amaranth.hdl import Shape
-    from amaranth.lib.wiring import Out
+    from amaranth.lib.wiring import Out, Signature
 
-    signature = Top(arch).signature
+    from alula.hw import axi
+    from alula.hw.kernel import kernel_signature
+
+    kernel = dict(kernel_signature(arch).members)
+    outside = {name: kernel[name] for name in ("s_axi_control", "m_axi_control", "interrupt")}
+    outside["m_axi_lane"] = Out(axi.signature(arch.beat_bytes)).array(arch.lanes)
+    signature = Signature(outside)
     found = []
     for path, member, _ in signature.flatten(signature.create()):
         found.append(("output" if member.flow is Out else "input",
@@ -25,6 +34,15 @@ def ports(arch: ArchConfig) -> list[tuple[str, str, int]]:
 def buses(arch: ArchConfig) -> list[str]:
     """Return the AXI masters' names, the control memory's first."""
     return ["m_axi_control", *(f"m_axi_lane_{lane}" for lane in range(arch.lanes))]
+
+
+def accelerator(arch: ArchConfig, primitive: bool) -> str:
+    """Return the accelerator's Verilog with each pin of the kernel's instance as the kernel has it.
+
+    The top's ports are named as kernels' are, with one underscore, and so are, there, the pins that
+    they go to in the kernel's instance; the kernel's own ports keep two.
+    """
+    return _PIN.sub(r".\1__", verilog(arch, primitive))
 
 
 def shell(arch: ArchConfig) -> str:
