@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from alula.hw.arch import ArchConfig
-from alula.hw.top import TOP_MODULE, verilog
+from alula.hw.top import KERNEL_MODULE, TOP_MODULE, verilog
 
 SHELL_MODULE = "alula_shell"
+_KERNEL = re.compile(rf"^\s*{KERNEL_MODULE} \S+\s+\(.*?^\s*\);", re.MULTILINE | re.DOTALL)
 _PIN = re.compile(r"\.([ms]_axi_control)_(?=[a-z])")
 CLOCK, RESET = "ap_clk", "ap_rst_n"
 
@@ -39,10 +40,10 @@ def buses(arch: ArchConfig) -> list[str]:
 def accelerator(arch: ArchConfig, primitive: bool) -> str:
     """Return the accelerator's Verilog with each pin of the kernel's instance as the kernel has it.
 
-    The top's ports are named as kernels' are, with one underscore, and so are, there, the pins that
-    they go to in the kernel's instance; the kernel's own ports keep two.
+    The top names buses as XRT does, with one underscore, and with them the pins that it joins them
+    to; the kernel's own ports keep two, so no tool would find them.
     """
-    return _PIN.sub(r".\1__", verilog(arch, primitive))
+    return _KERNEL.sub(lambda instance: _PIN.sub(r".\1__", instance[0]), verilog(arch, primitive))
 
 
 def shell(arch: ArchConfig) -> str:
