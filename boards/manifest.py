@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -11,7 +11,7 @@ from alula.hw import isa
 from alula.hw.arch import ArchConfig
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT: Final = 1
 
 
 class ManifestError(ValueError):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,22 +40,22 @@ def fake_verilog(monkeypatch):
     monkeypatch.setattr(bundle, "accelerator", lambda arch, primitive: f"// {arch.lanes} lanes\n")
 
 
-def lint(folder, tops=("alula.v", "alula_shell.v")):
-    """Let Verilator read the bundle; missing and unknown pins and widths are errors."""
+def lint(folder):
+    """Return Verilator's errors, and what it says of pins and widths in the shell."""
     root, environment = verilator_tools()
     done = subprocess.run(
         [root / "bin" / "verilator_bin", "--lint-only", "--top-module", SHELL_MODULE,
-         "-Wno-lint", "-Wno-style", "-Werror-PINMISSING", "-Werror-PINNOTFOUND", "-Werror-WIDTH",
-         "-Wno-WIDTHEXPAND", "-Wno-WIDTHTRUNC", *(folder / name for name in tops),
+         "-Wno-fatal", folder / "alula.v", folder / "alula_shell.v",
          HERE.parents[1] / "cosim" / "dsp48e2.v"],
         env=environment, capture_output=True, text=True, check=False)
-    return done.stderr if done.returncode else ""
+    return [line for line in done.stderr.splitlines() if line.startswith("%Error") or re.match(
+        r"%Warning-(PIN|WIDTH|IMPLICIT)\w*: \S*alula_shell", line)]
 
 
 @pytest.mark.parametrize("board, arch", [
     (U55C, replace(PYNQ_Z2, lanes=2)), (BOARDS["pynq-z2"], PYNQ_Z2)], ids=["alveo", "zynq"])
 def test_small_build_is_legal_verilog(board, arch, tmp_path, monkeypatch):
-    """With its shell; and a port that is gone from the shell, or a wrong name, is found."""
+    """With its shell; and a pin of a wrong name or width would be found."""
     if not board.primitive:  # what the simulation keeps is the same text
         monkeypatch.setattr(shells, "verilog", lambda arch, _: described(
             arch, lambda *_: None).read_text())
@@ -63,17 +64,20 @@ def test_small_build_is_legal_verilog(board, arch, tmp_path, monkeypatch):
     assert ("DSP48E2" in text) == board.primitive
     for instance in ("kernel", *(f"lane_{lane}" for lane in range(arch.lanes))):
         assert f" {instance} (" in text  # the names that the floorplan hints at
-    assert lint(tmp_path / "out") == ""
-    wrong = tmp_path / "out" / "alula_shell.v"
-    wrong.write_text(shell(arch).replace(".m_axi_control_arid(", ".m_axi_control_arids("))
-    assert "m_axi_control_arids" in lint(tmp_path / "out")
+    assert lint(tmp_path / "out") == []
+    if not board.primitive:  # once is enough
+        (tmp_path / "out" / "alula_shell.v").write_text(
+            shell(arch).replace(".m_axi_control_arid(", ".m_axi_control_arids(")
+            .replace("[63:0] m_axi_control_araddr", "[31:0] m_axi_control_araddr"))
+        found = " ".join(lint(tmp_path / "out"))
+        assert "'m_axi_control_arids'" in found and "%Warning-WIDTH" in found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board.name)
 def test_full_build_is_legal_verilog(board, tmp_path):
     bundle.write(board, board.arch, tmp_path / "out")
-    assert lint(tmp_path / "out") == ""
+    assert lint(tmp_path / "out") == []
 
 
 def test_names_are_those_of_builds():
