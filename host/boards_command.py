@@ -112,6 +112,6 @@ def _tell(screen: Screen, board: Board, arch: ArchConfig, out: Path, absent: lis
     if absent:
         screen.note(f"{' and '.join(absent)} must be on PATH to make {bundle.bitstream(board)}: "
                     f"{board.tool.name} {board.tool.versions} (verified with: {board.verified}). "
-                    f"The files are in {out}; there, run sh build.sh, or alula build again")
+                    f"The files are in {out}; run sh build.sh there")
     else:
         screen.note(f"log of the tool: {out / LOG}")
