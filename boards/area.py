@@ -41,9 +41,12 @@ class Part:
     dsp: int
 
 
-# Ref: AMD's data sheets of the Alveo U55C and of the Kria K26 module.
+# Ref: AMD's data sheets of the Alveo cards, of Zynq UltraScale+ and of the Kria K26 module.
 PARTS = {
     "u55c": Part(name="XCU55C", lut=1_303_680, ff=2_607_360, bram=2_016, uram=960, dsp=9_024),
+    "u280": Part(name="XCU280", lut=1_303_680, ff=2_607_360, bram=2_016, uram=960, dsp=9_024),
+    "u50": Part(name="XCU50", lut=871_680, ff=1_743_360, bram=1_344, uram=640, dsp=5_952),
+    "zcu104": Part(name="XCZU7EV", lut=230_400, ff=460_800, bram=312, uram=96, dsp=1_728),
     "kv260": Part(name="XCK26", lut=117_120, ff=234_240, bram=144, uram=64, dsp=1_248),
 }
 RESOURCES = ("lut", "ff", "bram", "uram", "dsp")

@@ -25,6 +25,7 @@ from alula.compiler.program import Program, load, save
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES, shape_graph
 from alula.compiler.verify import verify
+from alula.host.boards_command import boards, build as build_board
 from alula.host.choice import Devices, NoDevice
 from alula.host.compared import Compared, Mismatch
 from alula.host.device import (
@@ -545,6 +546,8 @@ def demo(prompt: Prompt = "The following example shows", max_new_tokens: NewToke
 
 app.command()(perf)
 app.command()(explore)
+app.command()(boards)
+app.command(name="build")(build_board)
 
 
 @app.command()

@@ -62,8 +62,8 @@ def verilog(arch, primitive=False):
     ``primitive`` is for AMD's tools: DSP slices are instances, not arithmetic. Ports are named as
     kernels' are: ``m_axi_lane_0_araddr``.
     """
-    port = re.compile(r"\b[ms]_axi_\w+")
-    top = port.sub(lambda name: name[0].replace("__", "_"), generate(Top(arch), TOP_MODULE))
+    bus = re.compile(r"\b[ms]_axi_\w+")
+    outer = "".join([generate(Kernel(arch), KERNEL_MODULE), generate(Top(arch), TOP_MODULE)])
     return "".join([*(module.VERILOG for module in (ram, passive, gate)),
                     generate(Lane(arch, primitive), LANE_MODULE),
-                    generate(Kernel(arch), KERNEL_MODULE), top])
+                    bus.sub(lambda name: name[0].replace("__", "_"), outer)])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from programs.generate import Case
-from programs.pair import Pair
+from programs.pair import Pair, fill_caches
 
 from alula.host.device import GoldenDevice
 from alula.host.gpu.device import GpuDevice
@@ -26,12 +25,9 @@ class GpuPair(Pair):
     def __init__(self, made: Case, **choices: Any) -> None:
         self.case, self.program = made, made.program
         self.golden = GoldenDevice(made.program)
-        self.rtl: Any = SimpleNamespace(caches=[np.zeros_like(cache)
-                                                for cache in self.golden.machine.caches])
-        self._fill_caches()
-        caches = np.stack(self.rtl.caches)
-        self.rtl = GpuDevice(made.program, **choices)
-        self.rtl.cache.copy_(torch.from_numpy(caches))
+        fill_caches(made, self.golden.machine.caches)
+        self.rtl: Any = GpuDevice(made.program, **choices)
+        self.rtl.cache.copy_(torch.from_numpy(np.stack(self.golden.machine.caches)))
 
     def compare(self) -> None:
         control = self.golden.machine.control

@@ -172,11 +172,11 @@ def _ports(arch: ArchConfig) -> str:
              f"    for (int at = 0; at < {arch.lanes}; ++at) {{",
              "        std::string name = \"lane_\" + std::to_string(at);",
              "        lanes.emplace_back(new Vlane(&context, name.c_str()));", "    }"]
-    buses = [("top->m_axi_control", 16)] + [
-        (f"lanes[{lane}]->bus", arch.beat_bytes) for lane in range(arch.lanes)]
+    buses = [("top->m_axi_control_", 16)] + [
+        (f"lanes[{lane}]->bus__", arch.beat_bytes) for lane in range(arch.lanes)]
     for at, (bus, size) in enumerate(buses):
         lines.append(f"    ports[{at}].bytes = {size};")
-        lines += [f"    ports[{at}].{pin} = &{_cxx(f'{bus}__{pin}')};" for pin in pins]
+        lines += [f"    ports[{at}].{pin} = &{_cxx(f'{bus}{pin}')};" for pin in pins]
     lines.append("}")
     socket = socket_signature(arch)
     wires = [("__".join(map(str, path)), member.flow)

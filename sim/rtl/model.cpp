@@ -280,38 +280,38 @@ struct Machine {
 
     // One access on AXI4-Lite.
     void write_register(uint32_t address, uint32_t value) {
-        top->s_axi_control___05Fawaddr = address;
-        top->s_axi_control___05Fwdata = value;
-        top->s_axi_control___05Fwstrb = 15;
-        top->s_axi_control___05Fawvalid = top->s_axi_control___05Fwvalid = 1;
-        top->s_axi_control___05Fbready = 1;
+        top->s_axi_control_awaddr = address;
+        top->s_axi_control_wdata = value;
+        top->s_axi_control_wstrb = 15;
+        top->s_axi_control_awvalid = top->s_axi_control_wvalid = 1;
+        top->s_axi_control_bready = 1;
         bool sent = false;
         while (!sent) {
             begin();
-            sent = top->s_axi_control___05Fawready && top->s_axi_control___05Fwready;
+            sent = top->s_axi_control_awready && top->s_axi_control_wready;
             end();
         }
-        top->s_axi_control___05Fawvalid = top->s_axi_control___05Fwvalid = 0;
-        while (!top->s_axi_control___05Fbvalid) clock();
+        top->s_axi_control_awvalid = top->s_axi_control_wvalid = 0;
+        while (!top->s_axi_control_bvalid) clock();
         clock();
     }
 
     uint32_t read_register(uint32_t address) {
-        top->s_axi_control___05Faraddr = address;
-        top->s_axi_control___05Farvalid = 1;
-        top->s_axi_control___05Frready = 0;
+        top->s_axi_control_araddr = address;
+        top->s_axi_control_arvalid = 1;
+        top->s_axi_control_rready = 0;
         bool sent = false;
         while (!sent) {
             begin();
-            sent = top->s_axi_control___05Farready;
+            sent = top->s_axi_control_arready;
             end();
         }
-        top->s_axi_control___05Farvalid = 0;
-        while (!top->s_axi_control___05Frvalid) clock();
-        uint32_t value = top->s_axi_control___05Frdata;
-        top->s_axi_control___05Frready = 1;
+        top->s_axi_control_arvalid = 0;
+        while (!top->s_axi_control_rvalid) clock();
+        uint32_t value = top->s_axi_control_rdata;
+        top->s_axi_control_rready = 1;
         clock();
-        top->s_axi_control___05Frready = 0;
+        top->s_axi_control_rready = 0;
         return value;
     }
 

@@ -1,0 +1,107 @@
+"""What a build takes of its part, by figures that were measured before: nothing is mapped here.
+
+``python -m alula.boards.area`` measures; what it printed is kept here, with when and of what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from alula.boards.area import PARTS, RESOURCES, Part
+from alula.boards.board import Board
+from alula.hw.arch import ArchConfig
+
+LIMIT = 0.80  # of a part, beyond which a build is refused
+_AROUND = {"name", "lanes", "clock_hz", "channel_bytes", "control_bytes", "channel_bytes_per_s"}
+
+
+def lane_hash(arch: ArchConfig) -> str:
+    """Return sixteen digits that change with any size that a lane's logic is made of."""
+    sizes = {name: value for name, value in asdict(arch).items() if name not in _AROUND}
+    return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A lane by Yosys: when, and at which commit; later ones may have changed it."""
+
+    lane: str
+    date: str
+    commit: str
+    used: dict[str, float]
+
+
+MEASURED = (
+    Measured(lane="c90d25733c846825", date="2026-11-22", commit="a543ac5",
+             used={"lut": 51_249, "ff": 39_076, "bram": 36, "uram": 22, "dsp": 169}),  # of u55c
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Lanes of a build on its part. What is around the lanes is not counted: it is not measured."""
+
+    part: Part
+    lanes: int
+    lane: Measured
+
+    def used(self, what: str) -> float:
+        """Return how many of a resource all lanes take."""
+        return self.lanes * self.lane.used[what]
+
+    def share(self, what: str) -> float:
+        """Return that as a share of the part; infinite if the part has none."""
+        room = getattr(self.part, what)
+        return self.used(what) / room if room else float("inf") if self.used(what) else 0.0
+
+    @property
+    def over(self) -> list[str]:
+        """The resources of which more than ``LIMIT`` is taken."""
+        return [what for what in RESOURCES if self.share(what) > LIMIT]
+
+    @property
+    def most_lanes(self) -> int:
+        """How many lanes stay within ``LIMIT``; may be none."""
+        return int(min(LIMIT * getattr(self.part, what) / count
+                       for what, count in self.lane.used.items() if count))
+
+    @property
+    def source(self) -> str:
+        return (f"Yosys, {self.lane.date}, commit {self.lane.commit}; lanes only, "
+                "what is around them is not measured")
+
+    def __str__(self) -> str:
+        return ", ".join(f"{self.used(what):,.0f} {what.upper()} of {getattr(self.part, what):,} "
+                         f"({self.share(what):.0%})" for what in RESOURCES)
+
+
+def estimate(board: Board, arch: ArchConfig) -> Estimate | None:
+    """Return what the lanes take, if a lane of these sizes was measured."""
+    for measured in MEASURED:
+        if board.primitive and measured.lane == lane_hash(arch):
+            return Estimate(part=board.part, lanes=arch.lanes, lane=measured)
+    return None
+
+
+def describe(board: Board, arch: ArchConfig) -> str:
+    """Say what the lanes take, or how that could be found out."""
+    found = estimate(board, arch)
+    if found:
+        return f"{found} ({found.source})"
+    if board.name in PARTS:
+        return f"not measured; run python -m alula.boards.area {board.name}"
+    return "not measured; python -m alula.boards.area maps to UltraScale+ only"
+
+
+def check_room(board: Board, arch: ArchConfig) -> None:
+    """Raise ValueError, with the numbers, if the lanes are known to take more than ``LIMIT``."""
+    found = estimate(board, arch)
+    if found is None or not found.over:
+        return
+    remedy = (f"--lanes {found.most_lanes} stays within it" if found.most_lanes
+              else "no number of lanes stays within it")
+    raise ValueError(
+        f"{board.name}'s {arch.lanes} lanes must take at most {LIMIT:.0%} of {board.part.name}, "
+        f"not {found} ({found.source}); {remedy}, --force writes the files anyway")

@@ -1,0 +1,19 @@
+"""AMD Kria KV260 with Kria-PYNQ 3.0.1: Zynq UltraScale+, 4 GiB of DDR4. Ref: AMD DS987."""
+
+from alula.boards.area import PARTS
+from alula.boards.board import ULTRASCALE, Tool, Zynq
+from alula.hw.arch import KV260
+
+BOARD = Zynq(
+    name="kv260", title="AMD Kria KV260", arch=KV260, part=PARTS["kv260"],
+    device="xck26-sfvc784-2LV-c", board_part="*:kv260_som:*", processor=ULTRASCALE,
+    connections="som240_1_connector xilinx.com:kv260_carrier:som240_1_connector:1.3",
+    tool=Tool(name="Vivado", commands=("vivado",), first="2022.1"),
+    runtime="Kria-PYNQ 3.0.1",
+    limits=(
+        "the lane's one 128-bit port carries a quarter of the memory's 19.2 GB/s, "
+        "which is what the cycle model counts with",
+        "Kria-PYNQ is for Ubuntu 22.04 and NumPy 1 only",
+        "buffers come from Linux's contiguous memory, which the image's kernel arguments size",
+    ),
+)

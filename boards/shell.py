@@ -1,0 +1,45 @@
+"""The module around the accelerator that has the clock and reset the vendor's tools expect."""
+
+from __future__ import annotations
+
+from alula.hw.arch import ArchConfig
+from alula.hw.top import TOP_MODULE
+
+SHELL_MODULE = "alula_shell"
+CLOCK, RESET = "ap_clk", "ap_rst_n"
+
+
+def ports(arch: ArchConfig) -> list[tuple[str, str, int]]:
+    """Return direction, name and bits of each port of the accelerator but clock and reset."""
+    from amaranth.hdl import Shape
+    from amaranth.lib.wiring import Out, Signature
+
+    from alula.hw import axi
+    from alula.hw.kernel import kernel_signature
+
+    kernel = dict(kernel_signature(arch).members)
+    outside = {name: kernel[name] for name in ("s_axi_control", "m_axi_control", "interrupt")}
+    outside["m_axi_lane"] = Out(axi.signature(arch.beat_bytes)).array(arch.lanes)
+    signature = Signature(outside)
+    found = []
+    for path, member, _ in signature.flatten(signature.create()):
+        found.append(("output" if member.flow is Out else "input",
+                      "_".join(map(str, path)), Shape.cast(member.shape).width))
+    return found
+
+
+def buses(arch: ArchConfig) -> list[str]:
+    """Return the AXI masters' names, the control memory's first."""
+    return ["m_axi_control", *(f"m_axi_lane_{lane}" for lane in range(arch.lanes))]
+
+
+def shell(arch: ArchConfig) -> str:
+    """Return the Verilog: names as XRT wants them, and a reset, active low there, in a register."""
+    found = ports(arch)
+    declared = [f"  input wire {CLOCK}", f"  input wire {RESET}"] + [
+        f"  {way} wire {f'[{bits - 1}:0] ' if bits > 1 else ''}{name}" for way, name, bits in found]
+    joined = [".clk(ap_clk)", ".rst(reset)", *(f".{name}({name})" for _, name, _ in found)]
+    return (f"module {SHELL_MODULE} (\n" + ",\n".join(declared) + "\n);\n"
+            "  reg reset = 1'b1;\n"
+            f"  always @(posedge {CLOCK}) reset <= ~{RESET};\n"
+            f"  {TOP_MODULE} accelerator (\n    " + ",\n    ".join(joined) + "\n  );\nendmodule\n")
