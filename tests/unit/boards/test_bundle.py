@@ -14,7 +14,6 @@ from alula.boards import (
     bundle,
     estimate as estimates,
     manifest as manifests,
-    shell as shells,
 )
 from alula.boards.bundle import ToolError
 from alula.boards.catalogue import BOARDS, board as find
@@ -57,7 +56,7 @@ def lint(folder):
 def test_small_build_is_legal_verilog(board, arch, tmp_path, monkeypatch):
     """With its shell; and a pin of a wrong name or width would be found."""
     if not board.primitive:  # what the simulation keeps is the same text
-        monkeypatch.setattr(shells, "verilog", lambda arch, _: described(
+        monkeypatch.setattr(bundle, "verilog", lambda arch, _: described(
             arch, lambda *_: None).read_text())
     bundle.write(board, arch, tmp_path / "out")
     text = (tmp_path / "out" / "alula.v").read_text()
