@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from alula.compiler.compile import CompileError
+from alula.compiler.place import PlaceError
 from alula.compiler.recipe import Recipe
 from alula.compiler.shapes import SHAPES
 from alula.host.perf import Model, measure, shape_program, step_bytes
 from alula.hw.arch import ArchConfig
+from alula.hw.ram import MODULE as RAM_MODULE
 from alula.hw.top import LANE_MODULE
 from alula.sim.rtl.build import described
+from alula.sim.rtl.limits import LimitError, check
 
 _MODULE = re.compile(r"^module \\?(\S+?)[ (;].*?^endmodule", re.MULTILINE | re.DOTALL)
-_RAM = re.compile(r"alula_ram #\((.*?)\)\s", re.DOTALL)
+_RAM = re.compile(rf"{RAM_MODULE} #\((.*?)\) \S+ \(", re.DOTALL)
 _PARAMETER = re.compile(r"\.(DEPTH|WIDTH)\(32'd(\d+)\)")
 
 
@@ -46,7 +50,7 @@ class Point:
 
 
 def candidates(board: ArchConfig, **choices: Sequence[int]) -> list[ArchConfig]:
-    """Return the board's build with every combination of some sizes that is legal."""
+    """Return the board's build with every combination of some sizes; raise if one is illegal."""
     names = [name for name, values in choices.items() if values]
     found = []
     for values in product(*(choices[name] for name in names)):
@@ -70,12 +74,25 @@ def memory_bits(verilog: str, lanes: int) -> int:
 
 def explore(builds: Sequence[ArchConfig], shape: str, recipe: Recipe, memory: str, context: int,
             prompt: int,
-            advance: Callable[[float], None] = lambda count: None) -> list[Point]:
-    """Measure each build; each is simulated, so each is built."""
-    points = []
+            advance: Callable[[float], None] = lambda count: None,
+            ) -> tuple[list[Point], dict[str, str]]:
+    """Measure each build; return also, by name, why a build cannot hold the model.
+
+    Each is simulated, so each is built.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {shape!r}")
+    points: list[Point] = []
+    refused: dict[str, str] = {}
+    layers = SHAPES[shape].layers
     for arch in builds:
-        program = shape_program(shape, recipe, arch, max(context, prompt) + 1)
-        layers = SHAPES[shape].layers
+        try:
+            program = shape_program(shape, recipe, arch, max(context, prompt) + 1)
+            check(program)
+        except (PlaceError, CompileError, LimitError) as error:
+            refused[arch.name] = str(error)
+            advance(1)
+            continue
         model = Model(program, memory, layers)
         speed = measure(model, context, prompt=prompt, weights=step_bytes(program, layers))
         facts = speed.facts()
@@ -84,7 +101,7 @@ def explore(builds: Sequence[ArchConfig], shape: str, recipe: Recipe, memory: st
                             facts["decode_tokens_per_s"], facts["bandwidth_share"],
                             facts.get("prefill_tokens_per_s")))
         advance(1)
-    return points
+    return points, refused
 
 
 def _silent(name: str, total: float) -> Callable[[float], None]:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from alula.compiler.compile import Options, compile as compile_graph
 from alula.compiler.program import Program
 from alula.compiler.recipe import Recipe
@@ -23,9 +21,6 @@ from alula.sim.memory import DRAMS, MemoryModel
 
 MEMORIES = {"u55c": "hbm2", "u280": "hbm2", "u50": "hbm2", "zcu104": "ddr4-2400",
             "kv260": "ddr4-2400"}
-# Energy of moving a bit, DRAM and its interface. Ref: O'Connor et al., "Fine-Grained DRAM", MICRO
-# 2017: HBM2. For others there is no figure we could cite.
-PICOJOULES = {"hbm2": 3.92}
 PASSES = 2  # of the loop over layers that are simulated; the others are like the last
 
 
@@ -100,28 +95,17 @@ class Model:
                 self.session.close(sequence)
 
     def _profile(self, rows: list[Row]) -> Profile:
-        code = self.program.instructions
         if self.loop is None or self.layers is None or self.layers < PASSES:
-            return self._run(rows, code)
-        most = self._run(rows, with_passes(code, self.loop, PASSES))
-        if self.layers == PASSES:
-            return most
-        fewer = self._run(rows, with_passes(code, self.loop, PASSES - 1))
-        one = self.last_layer = most.combine(fewer, -1)
-        return replace(most.combine(one, self.layers - PASSES), works=most.works)
+            self.last_layer = None
+            return self._run(rows, self.program.instructions)
+        most, self.last_layer = self._last_pass(rows, self.loop)
+        return replace(most.combine(self.last_layer, self.layers - PASSES), works=most.works)
 
-    def layer(self, context: int) -> Profile:
-        """Return the profile of one layer for one token."""
-        assert self.loop is not None
-        sequence = self.session.open()
-        self.session.lengths[sequence] = context
-        row = [Row(sequence, 0, context)]
-        code = self.program.instructions
-        try:
-            return self._run(row, with_passes(code, self.loop, PASSES)).combine(
-                self._run(row, with_passes(code, self.loop, PASSES - 1)), -1)
-        finally:
-            self.session.close(sequence)
+    def _last_pass(self, rows: list[Row], loop: int) -> tuple[Profile, Profile]:
+        """Return the profile of a step with the passes that are simulated, and of the last."""
+        most, fewer = (self._run(rows, with_passes(self.program.instructions, loop, passes))
+                       for passes in (PASSES, PASSES - 1))
+        return most, most.combine(fewer, -1)
 
     def _run(self, rows: list[Row], code: list[isa.Instruction]) -> Profile:
         begun, before = time.perf_counter(), self.device.counters.cycles
@@ -178,7 +162,7 @@ class Speed:
         """Return everything as plain values."""
         seconds = self.decode.cycles / self.arch.clock_hz
         useful = self.bus_bytes - self.weights.get("padding", 0)
-        picojoules = PICOJOULES.get(self.memory)
+        dram = DRAMS.get(self.memory)
         waits = self.decode.reasons
         facts: dict[str, Any] = {
             "model": self.program.model.name, "board": self.arch.name, "memory": self.memory,
@@ -197,9 +181,9 @@ class Speed:
         if self.layer is not None:
             facts |= {"layer_cycles": self.layer.cycles,
                       "layer_cycles_by_unit": _by_unit(self.layer)}
-        if picojoules is not None:
+        if dram is not None and dram.picojoules_per_bit is not None:
             facts["dram_energy_estimate_j_per_token"] = (
-                8e-12 * picojoules * self.bus_bytes / self.batch)
+                8e-12 * dram.picojoules_per_bit * self.bus_bytes / self.batch)
         if self.prefill is not None:
             prefill = self.prefill.cycles / self.arch.clock_hz
             facts |= {"prompt": self.prompt, "prefill_tokens_per_s": self.prompt / prefill,
@@ -209,6 +193,16 @@ class Speed:
 
 def _by_unit(profile: Profile) -> dict[str, int]:
     return {f"{queue} {name}": count for (queue, name), count in sorted(profile.busy.items())}
+
+
+def check_request(program: Program, context: int, batch: int, prompt: int) -> None:
+    """Raise ValueError if a program has no room for what is to be measured."""
+    rows, most = program.arch.rows, program.memory.context
+    if not 1 <= batch <= rows:
+        raise ValueError(f"the batch must be from 1 to {rows} sequences, not {batch}")
+    if not 0 <= context < most or not 0 <= prompt < most:
+        raise ValueError(f"context and prompt must be at most {most - 1} tokens, not "
+                         f"{max(context, prompt)}; compile with a larger --context")
 
 
 def measure(model: Model, context: int, *, batch: int = 1, prompt: int = 0,
@@ -228,13 +222,7 @@ def measure(model: Model, context: int, *, batch: int = 1, prompt: int = 0,
     weights
         Bytes that a step reads by kind, from the packer.
     """
-    rows = model.program.arch.rows
-    if not 1 <= batch <= rows:
-        raise ValueError(f"the batch must be from 1 to {rows} sequences, not {batch}")
-    most = model.program.memory.context
-    if not 0 <= context < most or prompt > most:
-        raise ValueError(f"context and prompt must be at most {most - 1} tokens, not "
-                         f"{max(context, prompt)}; compile with a larger --context")
+    check_request(model.program, context, batch, prompt)
     decode = model.step(batch, 1, context)
     layer = model.last_layer
     advance(0.3 if prompt else 1.0)
@@ -281,12 +269,3 @@ def step_bytes(program: Program, layers: int | None = None) -> dict[str, int]:
         for kind in ("codes", "scales", "zero_points", "positions", "headers", "padding"):
             found[kind] = found.get(kind, 0) + times * kinds[kind]
     return found
-
-
-def sequential(arch: ArchConfig, memory: str) -> float:
-    """Return the bytes a second that a channel gives to one long read, as the model has it."""
-    dram = DRAMS.get(memory)
-    if dram is None:
-        return arch.channel_bytes_per_s
-    rate = min(dram.peak, arch.beat_bytes * arch.clock_hz)
-    return float(np.float64(rate * (1 - dram.refresh_takes / dram.refresh_every)))

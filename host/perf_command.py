@@ -12,10 +12,18 @@ from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES
 from alula.compiler.verify import verify
 from alula.host import explore as exploring, report as reports
-from alula.host.perf import Model, Speed, measure, memory_of, shape_program, step_bytes
+from alula.host.perf import (
+    Model,
+    Speed,
+    check_request,
+    measure,
+    memory_of,
+    shape_program,
+    step_bytes,
+)
 from alula.host.screen import Screen
 from alula.hw.arch import BUILDS, build
-from alula.sim.memory import DRAMS
+from alula.sim.memory import DRAMS, MemoryModel
 
 RECIPES = {"8:16": "w4g128+8:16", "drop50": "w4g128+drop50"}  # short names
 
@@ -44,9 +52,8 @@ def perf(file: Annotated[Path | None, typer.Argument(help="Program file.")] = No
     """Say how fast a board would run a model: simulated, clock by clock, without its data."""
     if (file is None) == (shape is None):
         raise ValueError("either a program file or --shape must be given")
-    for path in (html, trace):
-        if path is not None and (not path.parent.is_dir() or path.is_dir()):
-            raise ValueError(f"a file must be in a folder that exists, not {path}")
+    _check_files(html, trace)
+    MemoryModel.parse(memory or "ideal")
     screen = Screen(as_json=as_json, quiet=quiet)
     wanted = parse(RECIPES.get(recipe, recipe))
     with screen.steps(5 + (html is not None) + 1) as steps:
@@ -59,6 +66,7 @@ def perf(file: Annotated[Path | None, typer.Argument(help="Program file.")] = No
             arch = build(board)
             program = shape_program(shape, wanted, arch, max(context, prompt) + 1)
             layers = SHAPES[shape].layers
+        check_request(program, context, batch, prompt)
         model = Model(program, memory or memory_of(program.arch), layers, steps.begin)
         speed = measure(model, context, batch=batch, prompt=prompt,
                         weights=step_bytes(program, layers),
@@ -86,22 +94,27 @@ def explore(shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}
             prefetch: Annotated[str, typer.Option(help="Beats fetched ahead.")] = "",
             context: Annotated[int, typer.Option(min=0, help="Tokens in the cache.")] = 512,
             prompt: Annotated[int, typer.Option(min=0, help="Tokens of a prompt; 0: none.")] = 0,
-            html: Annotated[Path | None, typer.Option(
+            picture: Annotated[Path | None, typer.Option(
                 "--picture", metavar="FILE.svg", help="Draw speed against slices.")] = None,
             as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
             quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
             ) -> None:
     """Sweep sizes of a build: speed by the cycle model, against DSP slices and on-chip memory."""
+    _check_files(picture)
     screen = Screen(as_json=as_json, quiet=quiet)
     base = build(board)
     builds = exploring.candidates(base, lanes=_numbers("lanes", lanes),
                                   lane_dsps=_numbers("dsps", dsps), rows=_numbers("rows", rows),
                                   prefetch_beats=_numbers("prefetch", prefetch))
     with screen.steps(1) as steps:
-        points = exploring.explore(builds, shape, parse(RECIPES.get(recipe, recipe)),
-                                   memory_of(base), context, prompt,
-                                   steps.begin(f"simulate {len(builds)} builds", len(builds)))
+        points, refused = exploring.explore(
+            builds, shape, parse(RECIPES.get(recipe, recipe)), memory_of(base), context, prompt,
+            steps.begin(f"simulate {len(builds)} builds", len(builds)))
         steps.finish()
+    for name, why in refused.items():
+        screen.note(f"{name} is left out: {why}")
+    if not points:
+        raise ValueError(f"one build at least must hold {shape}, not none of {len(builds)}")
     best = exploring.pareto(points)
     rows_of = [tuple(point.facts().values()) + ("*" if point in best else "",) for point in points]
     screen.table(f"{shape}, {recipe}, on builds of {board}: simulated; * no other is as good",
@@ -109,10 +122,17 @@ def explore(shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}
                   "decode tokens/s", "bandwidth", "prefill tokens/s", ""),
                  [tuple(_text(value) if value is not None else "" for value in row)
                   for row in rows_of])
-    if html is not None:
-        reports.write_pareto(html, points, best)
+    if picture is not None:
+        reports.write_pareto(picture, points, best)
     screen.result({"shape": shape, "recipe": recipe, "board": board,
-                   "points": [point.facts() | {"pareto": point in best} for point in points]})
+                   "points": [point.facts() | {"pareto": point in best} for point in points],
+                   "refused": refused})
+
+
+def _check_files(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and (not path.parent.is_dir() or path.is_dir()):
+            raise ValueError(f"a file must be in a folder that exists, not {path}")
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -33,6 +33,8 @@ class Dram:
         What an access takes besides: the controller, its clock crossings, the physical layer.
     source
         Where the values are from.
+    picojoules_per_bit
+        Energy of moving a bit, the interface's included, where there is a figure to cite.
     """
 
     access_bytes: int
@@ -54,6 +56,7 @@ class Dram:
     refresh_takes: float
     controller: float
     source: str
+    picojoules_per_bit: float | None = None
 
     @property
     def peak(self) -> float:
@@ -66,7 +69,7 @@ class Dram:
         kinds = type(self).__dataclass_fields__
         values = [1e12 / clock_hz]
         for field, value in zip(kinds, astuple(self), strict=True):
-            if field != "source":
+            if kinds[field].type in ("int", "float"):
                 values.append(value if kinds[field].type == "int" else 1000 * value)
         return np.array([round(value) for value in values], np.uint64)
 
@@ -84,7 +87,8 @@ DRAMS = {
         controller=106.7 - 14.0 - 32 / 14.4,
         source="pseudo-channel at 900 MHz: rate, tREFI and tRFC of a stack of four from AMD PG276, "
                "Raw Throughput Evaluation; tRCD, tRP from Shuhai; others as gem5's HBM2 interface "
-               "has them"),
+               "has them",
+        picojoules_per_bit=3.92),  # O'Connor et al., Fine-Grained DRAM, MICRO 2017
     "ddr4-2400": Dram(
         access_bytes=64, burst=64 / 19.2, row_bytes=8192, banks=16, interleave=4,
         activate=14.16, precharge=14.16, column=14.16, row_open=32.0, read_to_precharge=7.5,
