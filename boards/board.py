@@ -144,7 +144,7 @@ class Processor:
     """A processing system's block: its names of what is connected.
 
     ``settings`` are its properties but for the clock; ``memory`` its ports into memory, each with
-    its clock pin, of ``port_bits``.
+    its clock pin, of ``port_bits``: one for each port of the lane, then the control memory's.
     """
 
     block: str
@@ -160,17 +160,21 @@ class Processor:
     interrupt: str
 
 
-# HP ports of Zynq UltraScale+ are called GP2 to GP5 in its settings.
+# In its settings, HP ports are called GP2 to GP5, and HPC0 is GP0.
 # Ref: AMD PG201, Zynq UltraScale+ MPSoC Processing System.
 ULTRASCALE = Processor(
     block="zynq_ultra_ps_e", rule="zynq_ultra_ps_e", automation="apply_board_preset 1",
     settings={
         "PSU__FPGA_PL0_ENABLE": "1", "PSU__USE__M_AXI_GP0": "1", "PSU__USE__M_AXI_GP1": "0",
         "PSU__USE__M_AXI_GP2": "0", "PSU__USE__S_AXI_GP2": "1", "PSU__SAXIGP2__DATA_WIDTH": "128",
-        "PSU__USE__S_AXI_GP3": "1", "PSU__SAXIGP3__DATA_WIDTH": "128", "PSU__USE__IRQ0": "1"},
+        "PSU__USE__S_AXI_GP3": "1", "PSU__SAXIGP3__DATA_WIDTH": "128",
+        "PSU__USE__S_AXI_GP4": "1", "PSU__SAXIGP4__DATA_WIDTH": "128",
+        "PSU__USE__S_AXI_GP5": "1", "PSU__SAXIGP5__DATA_WIDTH": "128",
+        "PSU__USE__S_AXI_GP0": "1", "PSU__SAXIGP0__DATA_WIDTH": "128", "PSU__USE__IRQ0": "1"},
     clock_setting="PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", clock="pl_clk0", reset="pl_resetn0",
     control=("M_AXI_HPM0_FPD", "maxihpm0_fpd_aclk"),
-    memory=(("S_AXI_HP0_FPD", "saxihp0_fpd_aclk"), ("S_AXI_HP1_FPD", "saxihp1_fpd_aclk")),
+    memory=(*((f"S_AXI_HP{at}_FPD", f"saxihp{at}_fpd_aclk") for at in range(4)),
+            ("S_AXI_HPC0_FPD", "saxihpc0_fpd_aclk")),
     port_bits=128, interrupt="pl_ps_irq0",
 )
 # Ref: AMD PG082, Processing System 7.
@@ -180,11 +184,12 @@ SERIES_7 = Processor(
     settings={
         "PCW_EN_CLK0_PORT": "1", "PCW_USE_M_AXI_GP0": "1", "PCW_USE_S_AXI_HP0": "1",
         "PCW_S_AXI_HP0_DATA_WIDTH": "64", "PCW_USE_S_AXI_HP1": "1",
-        "PCW_S_AXI_HP1_DATA_WIDTH": "64", "PCW_USE_FABRIC_INTERRUPT": "1",
+        "PCW_S_AXI_HP1_DATA_WIDTH": "64", "PCW_USE_S_AXI_HP2": "1",
+        "PCW_S_AXI_HP2_DATA_WIDTH": "64", "PCW_USE_FABRIC_INTERRUPT": "1",
         "PCW_IRQ_F2P_INTR": "1"},
     clock_setting="PCW_FPGA0_PERIPHERAL_FREQMHZ", clock="FCLK_CLK0", reset="FCLK_RESET0_N",
     control=("M_AXI_GP0", "M_AXI_GP0_ACLK"),
-    memory=(("S_AXI_HP0", "S_AXI_HP0_ACLK"), ("S_AXI_HP1", "S_AXI_HP1_ACLK")),
+    memory=tuple((f"S_AXI_HP{at}", f"S_AXI_HP{at}_ACLK") for at in range(3)),
     port_bits=64, interrupt="IRQ_F2P",
 )
 
@@ -206,12 +211,7 @@ class Zynq(Board):
     connections: str = ""
 
     def ports(self, arch: ArchConfig) -> dict[str, str]:
-        """The lane has the first port, the control memory the second."""
-        lane, control = (port for port, _ in self.processor.memory)
+        """The lane's ports have the first of the processor's, the control memory the last."""
+        *lane, control = (port for port, _ in self.processor.memory)
         return {"m_axi_control": control} | {
-            f"m_axi_lane_{at}": lane for at in range(arch.lanes)}
-
-    @property
-    def port_bytes_per_s(self) -> int:
-        """What one memory port carries at most."""
-        return self.processor.port_bits // 8 * self.arch.clock_hz
+            f"m_axi_lane_{at}": port for at, port in enumerate(lane)}

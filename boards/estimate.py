@@ -14,7 +14,8 @@ from alula.boards.board import Board
 from alula.hw.arch import ArchConfig
 
 LIMIT = 0.80  # of a part, beyond which a build is refused
-_AROUND = {"name", "lanes", "clock_hz", "channel_bytes", "control_bytes", "channel_bytes_per_s"}
+_AROUND = {"name", "lanes", "clock_hz", "channel_bytes", "control_bytes", "channel_bytes_per_s",
+           "lane_ports", "one_memory"}
 
 
 def lane_hash(arch: ArchConfig) -> str:

@@ -11,8 +11,8 @@ BOARD = Zynq(
     tool=Tool(name="Vivado", commands=("vivado",), first="2022.1"),
     runtime="Kria-PYNQ 3.0.1",
     limits=(
-        "the lane's one 128-bit port carries a quarter of the memory's 19.2 GB/s, "
-        "which is what the cycle model counts with",
+        "the lane reads through four 128-bit ports; that they carry all of the memory's "
+        "19.2 GB/s together is the cycle model's assumption",
         "Kria-PYNQ is for Ubuntu 22.04 and NumPy 1 only",
         "buffers come from Linux's contiguous memory, which the image's kernel arguments size",
     ),

@@ -15,6 +15,7 @@ PYNQ_Z2 = ArchConfig(
     attention_elements=2048, attention_queries=32, merge_elements=2048, prefetch_beats=512,
     page_entries=512, program_instructions=1024, queue_depth=16, clock_hz=100_000_000,
     channel_bytes=256 * MIB, control_bytes=64 * MIB, channel_bytes_per_s=2_100_000_000,
+    lane_ports=2, one_memory=True,
 )
 
 BOARD = Zynq(
@@ -27,7 +28,7 @@ BOARD = Zynq(
         "whether the build fits the part is not known: it was never mapped to Zynq-7000",
         "products are left to the tool: its DSP slices are not those the lanes are made for",
         "memories that ask for UltraRAM take block RAM, of which there is little",
-        "the lane's one 64-bit port carries 0.8 of the memory's 2.1 GB/s at 100 MHz",
+        "the lane's two 64-bit ports carry 1.6 of the memory's 2.1 GB/s at 100 MHz",
         "the vendor's tool needs TUL's board files",
         "no release of PYNQ after 3.1 has it",
     ),

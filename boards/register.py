@@ -36,7 +36,8 @@ def entries(arch: ArchConfig) -> list[Entry]:
     """Return every register of a build in the order of offsets."""
     found = [_entry(register) for register in Register if register != Register.LANE]
     found += [Entry(name=f"lane_{lane}", offset=Register.LANE + 8 * lane, bits=64,
-                    bus=f"m_axi_lane_{lane}") for lane in range(arch.lanes)]
+                    bus=f"m_axi_lane_{lane * arch.lane_ports}")
+              for lane in range(arch.lanes)]
     return sorted(found, key=lambda entry: entry.offset)
 
 

@@ -12,15 +12,11 @@ CLOCK, RESET = "ap_clk", "ap_rst_n"
 def ports(arch: ArchConfig) -> list[tuple[str, str, int]]:
     """Return direction, name and bits of each port of the accelerator but clock and reset."""
     from amaranth.hdl import Shape
-    from amaranth.lib.wiring import Out, Signature
+    from amaranth.lib.wiring import Out
 
-    from alula.hw import axi
-    from alula.hw.kernel import kernel_signature
+    from alula.hw.top import top_signature
 
-    kernel = dict(kernel_signature(arch).members)
-    outside = {name: kernel[name] for name in ("s_axi_control", "m_axi_control", "interrupt")}
-    outside["m_axi_lane"] = Out(axi.signature(arch.beat_bytes)).array(arch.lanes)
-    signature = Signature(outside)
+    signature = top_signature(arch)
     found = []
     for path, member, _ in signature.flatten(signature.create()):
         found.append(("output" if member.flow is Out else "input",
@@ -30,7 +26,8 @@ def ports(arch: ArchConfig) -> list[tuple[str, str, int]]:
 
 def buses(arch: ArchConfig) -> list[str]:
     """Return the AXI masters' names, the control memory's first."""
-    return ["m_axi_control", *(f"m_axi_lane_{lane}" for lane in range(arch.lanes))]
+    return ["m_axi_control",
+            *(f"m_axi_lane_{port}" for port in range(arch.lanes * arch.lane_ports))]
 
 
 def shell(arch: ArchConfig) -> str:

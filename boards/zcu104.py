@@ -10,8 +10,8 @@ BOARD = Zynq(
     tool=Tool(name="Vivado", commands=("vivado",), first="2022.1", last="2025.2"),
     runtime="PYNQ 4.0",
     limits=(
-        "the lane's one 128-bit port carries a quarter of the memory's 19.2 GB/s, "
-        "which is what the cycle model counts with",
+        "the lane reads through four 128-bit ports; that they carry all of the memory's "
+        "19.2 GB/s together is the cycle model's assumption",
         "buffers come from Linux's contiguous memory, which the image's kernel arguments size",
     ),
 )

@@ -17,6 +17,8 @@ class ArchConfig:
         Memory channels, each with its own port, unpacker and DSP chain.
     beat_bytes
         Bytes a lane's port delivers in a clock: 16, 32 or 64.
+    lane_ports
+        Narrower AXI ports that a lane's beats are striped over. Ref: :mod:`alula.hw.stripe`.
     rows
         Most rows (tokens of any sequences) in one step.
     lane_dsps
@@ -45,6 +47,8 @@ class ArchConfig:
         Memory behind each lane's port, and behind the control port.
     channel_bytes_per_s
         Peak of one lane's memory channel, from its data sheet.
+    one_memory
+        Whether one memory is behind all ports, which then share its rate.
     """
 
     name: str
@@ -67,9 +71,14 @@ class ArchConfig:
     channel_bytes: int
     control_bytes: int
     channel_bytes_per_s: int
+    lane_ports: int = 1
+    one_memory: bool = False
 
     def __post_init__(self) -> None:
         self._expect("beat_bytes", self.beat_bytes in (16, 32, 64), "16, 32 or 64")
+        self._expect("lane_ports", self.lane_ports in (1, 2, 4)
+                     and self.beat_bytes // self.lane_ports >= 8,
+                     "1, 2 or 4, for ports of 8 bytes or more")
         self._expect("vector_width", self.vector_width in (4, 8, 16), "4, 8 or 16")
         self._expect("lanes", 1 <= self.lanes <= 64, "from 1 to 64")
         self._expect("rows", 1 <= self.rows <= 64, "from 1 to 64")
@@ -126,18 +135,20 @@ U280 = ArchConfig(name="u280", lanes=32, channel_bytes=256 * MIB, control_bytes=
 U50 = ArchConfig(name="u50", lanes=24, channel_bytes=256 * MIB, control_bytes=2 * GIB,
                  channel_bytes_per_s=13_166_000_000, **_HBM)
 
+# One lane; its four ports, of 16 bytes each, and the control port lead to the processing system's
+# DDR4-2400 of 64 bits.
 _ZYNQ = dict(
-    beat_bytes=64, lane_dsps=256, vector_width=8, queue_depth=32, prefetch_beats=1024,
+    lanes=1, beat_bytes=64, lane_ports=4, one_memory=True, lane_dsps=256,
+    vector_width=8, queue_depth=32, prefetch_beats=1024,
     attention_elements=8192, attention_queries=64, merge_elements=8192, page_entries=2048,
     program_instructions=4096,
     channel_bytes_per_s=19_200_000_000,
 )
 
-# DDR4-2400 x 64 bits of the processing system.
-ZCU104 = ArchConfig(name="zcu104", lanes=1, rows=4, clock_hz=300_000_000,
+ZCU104 = ArchConfig(name="zcu104", rows=4, clock_hz=300_000_000,
                     vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
                     channel_bytes=3 * GIB // 2, control_bytes=GIB // 2, **_ZYNQ)
-KV260 = ArchConfig(name="kv260", lanes=1, rows=2, clock_hz=300_000_000,
+KV260 = ArchConfig(name="kv260", rows=2, clock_hz=300_000_000,
                    vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
                    channel_bytes=3 * GIB, control_bytes=GIB // 2, **_ZYNQ)
 

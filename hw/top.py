@@ -12,8 +12,20 @@ from alula.hw.isa import WORD_BYTES
 from alula.hw.kernel import Kernel, kernel_signature
 from alula.hw.lane.lane import Lane, lane_signature, socket_signature
 from alula.hw.once import Once, generate
+from alula.hw.stripe import Stripe
 
 TOP_MODULE, KERNEL_MODULE, LANE_MODULE = "alula", "alula_kernel", "alula_lane"
+
+
+def top_signature(arch):
+    """Return the ports of the accelerator."""
+    return wiring.Signature({
+        "s_axi_control": In(lite_signature()),
+        "m_axi_control": Out(axi.signature(WORD_BYTES)),
+        "m_axi_lane": Out(axi.signature(arch.beat_bytes // arch.lane_ports)).array(
+            arch.lanes * arch.lane_ports),
+        "interrupt": Out(1),
+    })
 
 
 class Top(wiring.Component):
@@ -23,18 +35,13 @@ class Top(wiring.Component):
     -------
     s_axi_control : AXI4-Lite slave
     m_axi_control : AXI4 master of ``isa.WORD_BYTES``
-    m_axi_lane : AXI4 master of ``beat_bytes`` for each lane
+    m_axi_lane : AXI4 master of ``beat_bytes`` for each lane, or its share for each of its ports
     interrupt : ``Out(1)``
     """
 
     def __init__(self, arch):
         self.arch = arch
-        super().__init__({
-            "s_axi_control": In(lite_signature()),
-            "m_axi_control": Out(axi.signature(WORD_BYTES)),
-            "m_axi_lane": Out(axi.signature(arch.beat_bytes)).array(arch.lanes),
-            "interrupt": Out(1),
-        })
+        super().__init__(top_signature(arch))
 
     def elaborate(self, platform):
         m = Module()
@@ -43,9 +50,9 @@ class Top(wiring.Component):
         wiring.connect(m, wiring.flipped(self.s_axi_control), kernel.s_axi_control)
         axi.join(m, self.m_axi_control, kernel.m_axi_control)
         m.d.comb += self.interrupt.eq(kernel.interrupt)
-        for at, (socket, bus) in enumerate(zip(kernel.lanes, self.m_axi_lane, strict=True)):
+        for at, socket in enumerate(kernel.lanes):
             m.submodules[f"lane_{at}"] = lane = Once(lane_signature(arch), LANE_MODULE)
-            axi.join(m, bus, lane.bus)
+            self._join(m, at, lane.bus)
             m.d.comb += lane.clear.eq(socket.reset)
             for path, member, ours in socket_signature(arch).flatten(socket):
                 if path != ("reset",):
@@ -54,6 +61,18 @@ class Top(wiring.Component):
                         theirs = theirs[name] if isinstance(name, int) else getattr(theirs, name)
                     m.d.comb += ours.eq(theirs) if member.flow is Out else theirs.eq(ours)
         return m
+
+    def _join(self, m, at, bus):
+        """Give a lane its ports."""
+        count = self.arch.lane_ports
+        ports = self.m_axi_lane[at * count:(at + 1) * count]
+        if count == 1:
+            axi.join(m, ports[0], bus)
+            return
+        m.submodules[f"stripe_{at}"] = stripe = Stripe(self.arch.beat_bytes, count)
+        wiring.connect(m, bus, stripe.bus)
+        for outer, inner in zip(ports, stripe.ports, strict=True):
+            axi.join(m, outer, inner)
 
 
 def verilog(arch, primitive=False):

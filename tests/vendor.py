@@ -10,17 +10,18 @@ from xml.etree import ElementTree
 
 CELLS = {  # pins, interfaces
     "zynq_ultra_ps_e": ({"pl_clk0", "pl_resetn0", "pl_ps_irq0", "maxihpm0_fpd_aclk",
-                         "saxihp0_fpd_aclk", "saxihp1_fpd_aclk"}, set()),
+                         *(f"saxihp{at}_fpd_aclk" for at in range(4)), "saxihpc0_fpd_aclk"}, set()),
     "processing_system7": ({"FCLK_CLK0", "FCLK_RESET0_N", "IRQ_F2P", "M_AXI_GP0_ACLK",
-                            "S_AXI_HP0_ACLK", "S_AXI_HP1_ACLK"}, set()),
+                            *(f"S_AXI_HP{at}_ACLK" for at in range(3))}, set()),
     "smartconnect": ({"aclk", "aresetn"}, set()),
     "axi_intc": ({"s_axi_aclk", "s_axi_aresetn", "intr", "irq"}, {"s_axi"}),
     "proc_sys_reset": ({"slowest_sync_clk", "ext_reset_in", "peripheral_aresetn"}, set()),
 }
 SWITCHED = {  # interfaces that a setting turns on
-    "PSU__USE__M_AXI_GP0": "M_AXI_HPM0_FPD", "PSU__USE__S_AXI_GP2": "S_AXI_HP0_FPD",
-    "PSU__USE__S_AXI_GP3": "S_AXI_HP1_FPD", "PCW_USE_M_AXI_GP0": "M_AXI_GP0",
-    "PCW_USE_S_AXI_HP0": "S_AXI_HP0", "PCW_USE_S_AXI_HP1": "S_AXI_HP1",
+    "PSU__USE__M_AXI_GP0": "M_AXI_HPM0_FPD", "PSU__USE__S_AXI_GP0": "S_AXI_HPC0_FPD",
+    **{f"PSU__USE__S_AXI_GP{2 + at}": f"S_AXI_HP{at}_FPD" for at in range(4)},
+    "PCW_USE_M_AXI_GP0": "M_AXI_GP0",
+    **{f"PCW_USE_S_AXI_HP{at}": f"S_AXI_HP{at}" for at in range(3)},
 }
 OUTPUTS = {"pl_clk0", "pl_resetn0", "FCLK_CLK0", "FCLK_RESET0_N", "irq", "interrupt",
            "peripheral_aresetn"}

@@ -52,7 +52,7 @@ wire reset/peripheral_aresetn control/aresetn interrupts/s_axi_aresetn
 wire $name/interrupt interrupts/intr
 wire interrupts/irq ps/$processor_interrupt
 
-# Memory: SmartConnect makes our width that of the processor's port.
+# Memory: SmartConnect makes our widths and protocol those of the processor's ports.
 foreach joined $memory {
   lassign $joined master port port_clock
   set cell memory_$master

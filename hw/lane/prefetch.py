@@ -3,6 +3,7 @@
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, enum, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from alula.hw import layout
 from alula.hw.axi import ADDRESS_BITS, AxiReader, read_signature
@@ -112,6 +113,8 @@ class Prefetch(wiring.Component):
         room = Signal(range(2 * self.depth))
         through = Signal(BEATS_BITS)  # beats of the oldest fetch that are asked for
         left, size = Signal(BEATS_BITS), Signal(range(self.piece + 1))
+        start = Signal(ADDRESS_BITS)
+        edge = Signal.like(size)  # pieces end at multiples of their size: a burst each
         directory, pages, beats = Signal(), Signal(), Signal()
         is_pages = fetch.kind == Load.PAGES
         reads = Signal()  # a load of pages may end with a request of none
@@ -119,8 +122,10 @@ class Prefetch(wiring.Component):
             # What is asked for and not released stays below a ring, so the difference is exact.
             room.eq(self.depth - (asked - self.release)[:len(asked)]),
             left.eq(fetch.beats - through),
+            start.eq((fetch.start * WORD_BYTES) + (through << beat_log2)),
+            edge.eq(self.piece - start[beat_log2:beat_log2 + exact_log2(self.piece)]),
             size.eq(Mux(is_pages, self.page_requests.payload.beats,
-                        Mux(left < self.piece, left, self.piece))),
+                        Mux(left < edge, left, edge))),
         ]
         free = self.pieces.w_rdy & (requests.ready | ~requests.valid)
         places = self.fetches.level + self.entries
@@ -152,7 +157,6 @@ class Prefetch(wiring.Component):
             m.d.sync += [asked.eq(asked + size), through.eq(through + size)]
             with m.If(self.fetches.r_en):
                 m.d.sync += through.eq(0)
-        start = (fetch.start * WORD_BYTES) + (through << beat_log2)
         with m.If(requests.ready | ~requests.valid):
             m.d.sync += [
                 requests.valid.eq(directory | reads),

@@ -23,6 +23,7 @@ namespace {
 
 constexpr uint32_t WHOLE = 1024;  // credit that a beat costs
 constexpr size_t QUEUED = 64;     // bursts that a port takes before it waits
+constexpr uint64_t PAGE = 4096;   // that no burst crosses
 
 struct Region {
     uint64_t start, size;
@@ -60,7 +61,8 @@ struct Port {
     std::mt19937 random;
     std::deque<Burst> reads, writes, answers;
     bool write_failed = false, read_taken = false, answer_taken = false;
-    Dram dram;
+    std::shared_ptr<Dram> dram = std::make_shared<Dram>();  // of one port, or of all
+    uint32_t stripes = 1;  // narrower ports that the beats are striped over
     std::deque<uint64_t> times;  // the clocks in which the beats of all reads may come
     uint32_t credit = 0;
     uint64_t read_beats = 0, written_beats = 0, errors = 0;
@@ -69,7 +71,28 @@ struct Port {
 
     // The first clock in which what the memory has at a time is at the port.
     uint64_t clock_of(uint64_t time) const {
-        return (time + dram.t.controller + dram.t.clock - 1) / dram.t.clock;
+        return (time + dram->t.controller + dram->t.clock - 1) / dram->t.clock;
+    }
+
+    // Move a burst's beats; `moved` is told the time of each.
+    template <class F>
+    void move(uint64_t address, uint32_t beats, bool write, uint64_t now, F moved) {
+        uint64_t asked = now * dram->t.clock, time = 0, line = ~0ull;
+        for (; beats--; address += bytes) {
+            uint64_t at = stripe(address, 0) / dram->t.access_bytes;
+            if (stripes == 1) time = dram->access(address, bytes, write, asked);
+            else if (at != line)  // narrow parts of several beats are one access of each port
+                for (uint32_t port = 0; port < stripes; ++port)
+                    time = dram->access(stripe(address, port), bytes / stripes, write, asked);
+            line = at;
+            moved(clock_of(time));
+        }
+    }
+
+    // Where a narrower port has its part of a beat. Ref: alula.hw.stripe.
+    uint64_t stripe(uint64_t address, uint32_t port) const {
+        uint64_t page = address / (stripes * PAGE), in_page = address % (stripes * PAGE) / stripes;
+        return (page * stripes + port) * PAGE + in_page;
     }
 
     uint8_t *find(uint64_t address, bool writing) {
@@ -118,18 +141,16 @@ struct Port {
             ++read_beats;
             burst.address += bytes;
             if (!--burst.beats) reads.pop_front();
-            if (dram.on()) {
+            if (dram->on()) {
                 times.pop_front();
                 if (!reads.empty()) reads.front().ready = times.front();
             }
         }
         if (*arvalid && *arready) {
             Burst burst{*araddr, uint32_t(*arlen) + 1, now + timing.latency};
-            if (dram.on()) {
-                uint64_t asked = now * dram.t.clock;
-                for (uint32_t beat = 0; beat < burst.beats; ++beat)
-                    times.push_back(clock_of(dram.access(burst.address + beat * bytes, bytes, false,
-                                                         asked)));
+            if (dram->on()) {
+                move(burst.address, burst.beats, false, now,
+                     [this](uint64_t clock) { times.push_back(clock); });
                 burst.ready = times[times.size() - burst.beats];
             }
             reads.push_back(burst);
@@ -156,8 +177,8 @@ struct Port {
         }
         ++written_beats;
         uint64_t answer = now + timing.latency;
-        if (dram.on())
-            answer = clock_of(dram.access(burst.address, bytes, true, now * dram.t.clock));
+        if (dram->on())
+            move(burst.address, 1, true, now, [&](uint64_t clock) { answer = clock; });
         burst.address += bytes;
         if (--burst.beats) return;
         answers.push_back({0, write_failed ? 3u : 0u, answer});
@@ -372,11 +393,15 @@ void alula_timing(Machine *machine, uint32_t port, uint32_t latency, uint32_t be
     machine->ports[port].random.seed(seed + port);
 }
 
-// Let a port's memory be a channel of dynamic memory; `values` are those of DramTiming.
-void alula_dram(Machine *machine, uint32_t port, const uint64_t *values) {
+// Let a port's memory be a channel of dynamic memory; `values` are those of DramTiming. It is the
+// channel of port `shared`, which may be the port itself, and is read by `stripes` narrower ports.
+void alula_dram(Machine *machine, uint32_t port, uint32_t shared, uint32_t stripes,
+                const uint64_t *values) {
     DramTiming timing;
     memcpy(&timing, values, sizeof timing);
-    machine->ports[port].dram.set(timing);
+    if (port != shared) machine->ports[port].dram = machine->ports[shared].dram;
+    machine->ports[port].dram->set(timing);
+    machine->ports[port].stripes = stripes;
 }
 
 // Begin to watch, forgetting what was seen before, or stop.

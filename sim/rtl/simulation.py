@@ -57,7 +57,7 @@ class Simulation:
                 ("read_register", ctypes.c_uint32, (ctypes.c_uint32,)),
                 ("wait", ctypes.c_int, (ctypes.c_uint64,)),
                 ("clocks", ctypes.c_uint64, ()),
-                ("dram", None, (ctypes.c_uint32, ctypes.c_void_p)),
+                ("dram", None, (ctypes.c_uint32,) * 3 + (ctypes.c_void_p,)),
                 ("watch", None, (ctypes.c_int,)),
                 ("events", ctypes.c_uint64, (ctypes.c_void_p,)),
                 ("reasons", ctypes.c_void_p, ()),
@@ -94,12 +94,14 @@ class Simulation:
         self._call("deny", port, start, size)
 
     def set_memory(self, model: MemoryModel) -> None:
-        for port in range(1 + self.arch.lanes):
+        arch = self.arch
+        for port in range(1 + arch.lanes):
             self._call("timing", port, model.latency, round(1024 * model.bandwidth),
                        round(65536 * model.stall), model.seed)
             if model.dram is not None:
-                values = model.dram.values(self.arch.clock_hz)
-                self._call("dram", port, values.ctypes.data)
+                values = model.dram.values(arch.clock_hz)
+                self._call("dram", port, 0 if arch.one_memory else port,
+                           arch.lane_ports if port else 1, values.ctypes.data)
 
     def write_register(self, offset: int, value: int) -> None:
         self._call("write_register", offset, value)
