@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from alula.compiler.evaluate import node_value, row_blocks, rows_of
 from alula.compiler.graph import Codes, Graph, Linear, Matrix, Node, QuantMatrix
+from alula.compiler.mixed import recipes
 from alula.compiler.recipe import Recipe
+from alula.compiler.rounding import encode, group_scales, padded, round_to_nearest
 from alula.hw.layout import WINDOW
 
 F32 = NDArray[np.float32]
@@ -58,10 +60,12 @@ def quantize(graph: Graph, recipe: Recipe, method: Method = Method(),
     Layers that are quantized already keep their codes if their width and group are the recipe's.
     """
     if method.windows is None:
-        return graph.with_nodes([_replace(node, _lazy(node, graph, recipe, None))
+        chosen = recipes(graph, recipe, None)
+        return graph.with_nodes([_replace(node, _lazy(node.op.weight, chosen[node.name], None))
                                  if isinstance(node.op, Linear) else node
                                  for node in graph.nodes])
-    return _calibrated(graph, recipe, method, report)
+    norms = None if recipe.average is None else _input_norms(graph, method.windows)
+    return _calibrated(graph, recipes(graph, recipe, norms), method, report)
 
 
 def _replace(node: Node, matrix: Matrix) -> Node:
@@ -69,14 +73,7 @@ def _replace(node: Node, matrix: Matrix) -> Node:
     return Node(node.name, replace(node.op, weight=matrix), node.inputs)
 
 
-def _for_node(node: Node, graph: Graph, recipe: Recipe) -> Recipe:
-    return replace(recipe, kept=0, dropped=0) if node.name == graph.output else recipe
-
-
-def _lazy(node: Node, graph: Graph, recipe: Recipe, norms: F32 | None) -> QuantMatrix:
-    assert isinstance(node.op, Linear)
-    weight, recipe = node.op.weight, _for_node(node, graph, recipe)
-
+def _lazy(weight: Matrix, recipe: Recipe, norms: F32 | None) -> QuantMatrix:
     def read(start: int, stop: int) -> Codes:
         if _same_format(weight, recipe):
             assert isinstance(weight, QuantMatrix)
@@ -93,10 +90,6 @@ def _same_format(weight: Matrix, recipe: Recipe) -> bool:
             and (weight.bits, weight.group) == (recipe.bits, recipe.group))
 
 
-def _padded(values: F32, unit: int) -> F32:
-    return np.pad(values, ((0, 0), (0, -values.shape[1] % unit)))
-
-
 def keep(values: F32, recipe: Recipe, norms: F32 | None) -> NDArray[np.bool_]:
     """Return which weights of some rows stay, ``(rows, cols)``.
 
@@ -107,61 +100,19 @@ def keep(values: F32, recipe: Recipe, norms: F32 | None) -> NDArray[np.bool_]:
     score = np.abs(values) if norms is None else np.abs(values) * norms
     kept = np.ones(values.shape, bool)
     if recipe.kept:
-        windows = _padded(score, WINDOW).reshape(rows, -1, WINDOW)
+        windows = padded(score, WINDOW).reshape(rows, -1, WINDOW)
         order = np.argsort(-windows, axis=-1, kind="stable")
         chosen = np.zeros(windows.shape, bool)
         np.put_along_axis(chosen, order[..., :recipe.kept], True, axis=-1)
         kept &= chosen.reshape(rows, -1)[:, :cols]
     if recipe.dropped:
-        sums = (_padded(score, recipe.group).reshape(rows, -1, recipe.group) ** 2).sum(axis=-1)
+        sums = (padded(score, recipe.group).reshape(rows, -1, recipe.group) ** 2).sum(axis=-1)
         count = round(sums.shape[1] * recipe.dropped / 100)
         chosen = np.ones(sums.shape, bool)
         np.put_along_axis(chosen, np.argsort(sums, axis=-1, kind="stable")[:, :count], False,
                           axis=-1)
         kept &= chosen.repeat(recipe.group, axis=1)[:, :cols]
     return kept
-
-
-def group_scales(groups: F32, recipe: Recipe) -> tuple[F32, NDArray[np.uint8]]:
-    """Return the scales, exact in fp16, and zero points of groups ``(..., group)``.
-
-    Symmetric: the element farthest from zero becomes the lowest code, so a scale may be negative
-    (ONNX Runtime's rule, which uses all ``2**bits`` codes). Asymmetric: the range, widened to hold
-    zero, is spread over the codes.
-    """
-    levels, middle = (1 << recipe.bits) - 1, 1 << (recipe.bits - 1)
-    if recipe.asymmetric:
-        low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
-        scales = _half((high - low) / np.float32(levels))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            zero = np.where(scales == 0, middle, np.rint(-low / scales))
-        return scales, np.clip(zero, 0, levels).astype(np.uint8)
-    at = np.abs(groups).argmax(axis=-1)
-    extreme = np.take_along_axis(groups, at[..., None], axis=-1)[..., 0]
-    return _half(extreme / np.float32(-middle)), np.full(extreme.shape, middle, np.uint8)
-
-
-def _half(scales: F32) -> F32:
-    """Round to fp16, never to zero or infinity."""
-    limited = np.clip(np.abs(scales), 2.0**-24, 65504) * (scales != 0)
-    return np.copysign(limited, scales).astype(np.float16).astype(np.float32)
-
-
-def encode(values: F32, scales: F32, zero_points: NDArray[np.uint8],
-           bits: int) -> NDArray[np.uint8]:
-    """Return the nearest codes of values under scales and zero points of the same shape."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.where(scales == 0, 0, np.rint(values / scales))
-    return np.clip(steps + zero_points, 0, (1 << bits) - 1).astype(np.uint8)
-
-
-def round_to_nearest(values: F32, recipe: Recipe) -> Codes:
-    """Quantize rows: scales by :func:`group_scales`, each weight to the nearest code."""
-    rows, cols = values.shape
-    groups = _padded(values, recipe.group).reshape(rows, -1, recipe.group).astype(np.float32)
-    scales, zeros = group_scales(groups, recipe)
-    codes = encode(groups, scales[..., None], zeros[..., None], recipe.bits)
-    return Codes(codes.reshape(rows, -1)[:, :cols], scales, zeros)
 
 
 def prune_codes(rows: Codes, recipe: Recipe, norms: F32 | None) -> Codes:
@@ -174,38 +125,61 @@ def prune_codes(rows: Codes, recipe: Recipe, norms: F32 | None) -> Codes:
     return rows._replace(codes=np.where(keep(values, recipe, norms), rows.codes, zeros))
 
 
-def _calibrated(graph: Graph, recipe: Recipe, method: Method, report: Report) -> Graph:
-    """Run the calibration windows through the graph, quantizing each layer as it is reached."""
-    assert method.windows is not None
+def _each_value(graph: Graph, windows: NDArray[np.int64],
+                visit: Callable[[Node, list[F32]], Node]) -> list[Node]:
+    """Run windows through a graph; each node is what ``visit`` makes of it and its inputs."""
     last = {name: at for at, node in enumerate(graph.nodes) for name in node.inputs}
-    values: dict[str, NDArray[np.float32]] = {}
+    values: dict[str, F32] = {}
     nodes: list[Node] = []
     for at, node in enumerate(graph.nodes):
         given = [values[name] for name in node.inputs]
-        if isinstance(node.op, Linear):
-            node = _replace(node, _from_inputs(node, graph, recipe, method, given[0]))
-            report(node.op.weight.rows * node.op.weight.cols)  # type: ignore[union-attr]
-        nodes.append(node)
+        nodes.append(visit(node, given))
         if node.name != graph.output:
-            values[node.name] = node_value(node.op, given, method.windows, np.float32)
+            values[node.name] = node_value(nodes[-1].op, given, windows, np.float32)
         for name in node.inputs:
             if last[name] == at:
                 values.pop(name, None)
-    return graph.with_nodes(nodes)
+    return nodes
 
 
-def _from_inputs(node: Node, graph: Graph, recipe: Recipe, method: Method,
-                 x: F32) -> QuantMatrix:
+def _calibrated(graph: Graph, chosen: dict[str, Recipe], method: Method, report: Report) -> Graph:
+    """Run the calibration windows through the graph, quantizing each layer as it is reached."""
+    def visit(node: Node, given: list[F32]) -> Node:
+        if not isinstance(node.op, Linear):
+            return node
+        weight = node.op.weight
+        made = _replace(node, _from_inputs(weight, chosen[node.name], method, given[0]))
+        report(weight.rows * weight.cols)
+        return made
+
+    assert method.windows is not None
+    return graph.with_nodes(_each_value(graph, method.windows, visit))
+
+
+def _input_norms(graph: Graph, windows: NDArray[np.int64]) -> dict[str, F32]:
+    """Return the norms of each linear layer's inputs, ``(cols,)``, before anything is rounded."""
+    norms: dict[str, F32] = {}
+
+    def visit(node: Node, given: list[F32]) -> Node:
+        if isinstance(node.op, Linear):
+            norms[node.name] = _norms(given[0])
+        return node
+
+    _each_value(graph, windows, visit)
+    return norms
+
+
+def _norms(x: F32) -> F32:
+    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    return np.sqrt((flat ** 2).sum(axis=0)).astype(np.float32)
+
+
+def _from_inputs(weight: Matrix, recipe: Recipe, method: Method, x: F32) -> QuantMatrix:
     """Quantize one layer, knowing its inputs ``(windows, tokens, cols)``."""
-    flat = x.reshape(-1, x.shape[-1])
-    norms = np.sqrt((flat.astype(np.float64) ** 2).sum(axis=0)).astype(np.float32)
-    norms = norms if method.score is Score.WANDA else None
-    assert isinstance(node.op, Linear)
-    if method.rounding is Rounding.RTN or _same_format(node.op.weight, recipe):
-        return _lazy(node, graph, recipe, norms)
-    recipe = _for_node(node, graph, recipe)
-    correction = _correction(flat)
-    weight = node.op.weight
+    norms = _norms(x) if method.score is Score.WANDA else None
+    if method.rounding is Rounding.RTN or _same_format(weight, recipe):
+        return _lazy(weight, recipe, norms)
+    correction = _correction(x.reshape(-1, x.shape[-1]))
     parts = [gptq(rows_of(weight, *span), correction, recipe, norms)
              for span in row_blocks(weight)]
     codes, scales, zeros = zip(*parts, strict=True)

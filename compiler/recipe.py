@@ -20,6 +20,9 @@ class Recipe:
     ----------
     bits, group
         Width of a code, and inputs that share a scale.
+    average
+        Most bits of a code on average, if layers have either ``bits`` or the next narrower width.
+        Ref: :mod:`alula.compiler.mixed`.
     asymmetric
         Whether a group has a zero point of its own.
     kept
@@ -33,26 +36,39 @@ class Recipe:
     asymmetric: bool = False
     kept: int = 0
     dropped: int = 0
+    average: float | None = None
+
+    @property
+    def narrower(self) -> int:
+        """The next narrower width."""
+        return max(bits for bits in WEIGHT_BITS if bits < self.bits)
+
+    @property
+    def mean_bits(self) -> float:
+        """Bits of a code, on average of all layers."""
+        return self.bits if self.average is None else self.average
 
     def __str__(self) -> str:
-        return (f"w{self.bits}g{self.group}" + ("a" if self.asymmetric else "")
+        return (f"w{self.mean_bits}g{self.group}" + ("a" if self.asymmetric else "")
                 + (f"+{self.kept}:16" if self.kept else "")
                 + (f"+drop{self.dropped}" if self.dropped else ""))
 
 
-_FORM = re.compile(r"w(\d+)g(\d+)(a?)(?:\+(\d+):(\d+))?(?:\+drop(\d+))?")
+_FORM = re.compile(r"w(\d+(?:\.\d+)?)g(\d+)(a?)(?:\+(\d+):(\d+))?(?:\+drop(\d+))?")
 
 
 def parse(text: str) -> Recipe:
-    """Return the recipe a word names: ``w4g64``, ``w4g64a``, ``w4g128+8:16``, ``w3g128+drop50``."""
+    """Return the recipe a word names.
+
+    For example ``w4g64``, ``w4g64a``, ``w4g128+8:16``, ``w3g128+drop50``, ``w3.5g128``.
+    """
     found = _FORM.fullmatch(text)
     if not found:
-        raise RecipeError(f"a recipe must look like w4g64, w4g64a (with zero points), w4g128+8:16 "
-                          f"or w4g128+drop50, not {text!r}")
-    bits, group = int(found[1]), int(found[2])
+        raise RecipeError(f"a recipe must look like w4g64, w4g64a (with zero points), w4g128+8:16, "
+                          f"w4g128+drop50 or w3.5g128 (3 and 4 bits mixed), not {text!r}")
+    bits, average = _widths(found[1])
+    group = int(found[2])
     kept, of, dropped = (int(found[n] or 0) for n in (4, 5, 6))
-    if bits not in WEIGHT_BITS:
-        raise RecipeError(f"a recipe's bits must be one of {WEIGHT_BITS}, not {bits}")
     if group not in GROUPS:
         raise RecipeError(f"a recipe's group must be one of {GROUPS}, not {group}")
     if found[4]:
@@ -64,4 +80,19 @@ def parse(text: str) -> Recipe:
                               f"instead of {kept}:{of}")
     if dropped >= 100:
         raise RecipeError(f"a recipe must drop less than 100 % of the groups, not {dropped} %")
-    return Recipe(bits=bits, group=group, asymmetric=bool(found[3]), kept=kept, dropped=dropped)
+    return Recipe(bits=bits, group=group, asymmetric=bool(found[3]), kept=kept, dropped=dropped,
+                  average=average)
+
+
+def _widths(text: str) -> tuple[int, float | None]:
+    """Return the widest code, and the average if narrower ones are mixed in."""
+    if "." not in text:
+        if int(text) not in WEIGHT_BITS:
+            raise RecipeError(f"a recipe's bits must be one of {WEIGHT_BITS}, or an average of two "
+                              f"such as 3.5, not {text}")
+        return int(text), None
+    average = float(text)
+    if not min(WEIGHT_BITS) < average < max(WEIGHT_BITS):
+        raise RecipeError(f"a recipe's average of bits must be between {min(WEIGHT_BITS)} and "
+                          f"{max(WEIGHT_BITS)}, not {text}")
+    return min(bits for bits in WEIGHT_BITS if bits > average), average

@@ -90,18 +90,30 @@ class Zeros:
     """No weights: matrices have a format only."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.bits, self.group = recipe.bits, recipe.group
+        self.recipe, self.group = recipe, recipe.group
+        self.spare = 0.0  # bits that the matrices so far have left of the recipe's average
 
     def matrix(self, rows: int, cols: int) -> QuantMatrix:
-        groups, middle = -(-cols // self.group), 1 << (self.bits - 1)
+        bits = self._bits(rows * cols)
+        groups, middle = -(-cols // self.group), 1 << (bits - 1)
 
         def read(start: int, stop: int) -> Codes:
             count = stop - start
             return Codes(np.zeros((count, cols), np.uint8), np.ones((count, groups), np.float32),
                          np.full((count, groups), middle, np.uint8))
 
-        return QuantMatrix(name="zeros", rows=rows, cols=cols, bits=self.bits, group=self.group,
+        return QuantMatrix(name="zeros", rows=rows, cols=cols, bits=bits, group=self.group,
                            read=read)
+
+    def _bits(self, weights: int) -> int:
+        """Return a matrix's width: the wider one where the average so far allows it."""
+        recipe = self.recipe
+        if recipe.average is None:
+            return recipe.bits
+        wide = self.spare >= (recipe.bits - recipe.average) * weights
+        bits = recipe.bits if wide else recipe.narrower
+        self.spare += (recipe.average - bits) * weights
+        return bits
 
     def vector(self, size: int, middle: float) -> NDArray[np.float32]:
         return np.full(size, middle, np.float32)
@@ -116,14 +128,14 @@ class Sample(Zeros):
 
     def __init__(self, recipe: Recipe, seed: int = 0) -> None:
         super().__init__(recipe)
-        self.recipe, self.random = recipe, np.random.default_rng(seed)
+        self.random = np.random.default_rng(seed)
 
     def matrix(self, rows: int, cols: int) -> QuantMatrix:
         plain, recipe = super().matrix(rows, cols), self.recipe
 
         def read(start: int, stop: int) -> Codes:
             found = plain.read(start, stop)
-            middle = 1 << (self.bits - 1)
+            middle = 1 << (plain.bits - 1)
             codes = np.full_like(found.codes, middle + 1)
             if recipe.kept:
                 codes[self._pruned(codes.shape)] = middle

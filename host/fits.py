@@ -17,7 +17,7 @@ def lane_bytes(shape: Shape, recipe: Recipe, context: int) -> float:
     kv, heads = shape.kv_heads * shape.head_dim, shape.heads * shape.head_dim
     layer = shape.hidden * (2 * heads + 2 * kv + 3 * shape.ffn)
     weights = shape.layers * layer + shape.vocab * shape.hidden
-    bits = recipe.bits + SCALE_BITS / recipe.group
+    bits = recipe.mean_bits + SCALE_BITS / recipe.group
     cache = shape.layers * context * 2 * shape.kv_heads * (shape.head_dim + SCALE_BYTES)
     return weights * bits / 8 * HEADERS + cache
 

@@ -25,7 +25,7 @@ from alula.host.screen import Screen
 from alula.hw.arch import BUILDS, build
 from alula.sim.memory import DRAMS, MemoryModel
 
-RECIPES = {"8:16": "w4g128+8:16", "drop50": "w4g128+drop50"}  # short names
+RECIPES = {"8:16": "w4g128+8:16", "drop50": "w4g128+drop50", "mixed": "w3.5g128"}  # short names
 
 
 def perf(file: Annotated[Path | None, typer.Argument(help="Program file.")] = None,

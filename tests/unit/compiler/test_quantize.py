@@ -12,9 +12,10 @@ from alula.compiler.quantize import (
     Score,
     gptq,
     quantize,
-    round_to_nearest,
 )
 from alula.compiler.recipe import Recipe, RecipeError, parse
+from alula.compiler.rounding import round_to_nearest
+from alula.compiler.shapes import shape_graph
 
 RANDOM = np.random.default_rng(0)
 VALUES = RANDOM.standard_normal((20, 100)).astype(np.float32)
@@ -40,6 +41,8 @@ def _float_graph(**decoder) -> Graph:
     ("w3g128a", Recipe(bits=3, group=128, asymmetric=True)),
     ("w4g32+8:16", Recipe(bits=4, group=32, kept=8)),
     ("w8g16+drop50", Recipe(bits=8, group=16, dropped=50)),
+    ("w3.5g128+8:16", Recipe(bits=4, group=128, kept=8, average=3.5)),
+    ("w5.0g32", Recipe(bits=8, group=32, average=5.0)),
 ])
 def test_recipe(text, recipe):
     assert parse(text) == recipe and str(recipe) == text
@@ -47,7 +50,9 @@ def test_recipe(text, recipe):
 
 @pytest.mark.parametrize("text, message", [
     ("q4", "a recipe must look like w4g64"),
-    ("w5g64", r"a recipe's bits must be one of \(2, 3, 4, 8\), not 5"),
+    ("w5g64", r"a recipe's bits must be one of \(2, 3, 4, 8\), or an average of two such as 3.5, "
+              "not 5"),
+    ("w8.5g64", "a recipe's average of bits must be between 2 and 8, not 8.5"),
     ("w4g48", r"a recipe's group must be one of \(16, 32, 64, 128, 256\), not 48"),
     ("w4g64+2:4", "sparsity must be counted in windows of 16: 8:16 instead of 2:4"),
     ("w4g64+5:5", "a recipe's sparsity must be N:M"),
@@ -131,3 +136,47 @@ def test_quantized_model_is_near_float():
 def test_calibration_wrong():
     with pytest.raises(ValueError, match="^calibration text must be given for gptq rounding"):
         Method(rounding=Rounding.GPTQ)
+
+
+def _bits(graph):
+    """Return the width of each layer, and the mean of all weights'."""
+    found = {node.name: node.op.weight for node in graph.of(Linear)}
+    sizes = {name: matrix.rows * matrix.cols for name, matrix in found.items()}
+    mean = sum(found[name].bits * size for name, size in sizes.items()) / sum(sizes.values())
+    return {name: matrix.bits for name, matrix in found.items()}, mean
+
+
+def _on_lattice(graph, recipes):
+    """Return a graph in which some layers are what a recipe can say without an error."""
+    def rounded(node):
+        if node.name not in recipes:
+            return node
+        weight, recipe = node.op.weight, parse(recipes[node.name])
+        values = dequantize(round_to_nearest(rows_of(weight, 0, weight.rows), recipe), recipe.group)
+        return Node(node.name, Linear(weight=FloatMatrix(
+            name=node.name, rows=weight.rows, cols=weight.cols,
+            read=lambda a, b: values[a:b]), bias=node.op.bias), node.inputs)
+    return graph.with_nodes([rounded(node) for node in graph.nodes])
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_mixed_widths(calibrated):
+    """The average is kept and nearly reached; layers that gain get the wide codes."""
+    graph = _float_graph(layers=3)
+    names = [node.name for node in graph.of(Linear)]
+    needless, needy = names[3:6], names[8:11]
+    graph = _on_lattice(graph, dict.fromkeys(needless, "w3g32") | dict.fromkeys(needy, "w4g32"))
+    method = Method(windows=RANDOM.integers(0, 515, (2, 16))) if calibrated else Method()
+    made = quantize(graph, parse("w3.5g32"), method)
+    widths, mean = _bits(made)
+    assert {widths[name] for name in needless} == {3} and {widths[name] for name in needy} == {4}
+    assert 3.4 < mean <= 3.5
+    narrow = evaluate(quantize(graph, parse("w3g32"), method), np.arange(20)[None])
+    mixed, wanted = (evaluate(each, np.arange(20)[None]) for each in (made, graph))
+    assert np.square(mixed - wanted).mean() < np.square(narrow - wanted).mean()
+
+
+def test_mixed_shape():
+    """A shape alternates so that the average is kept."""
+    widths, mean = _bits(shape_graph("llama2-7b", parse("w3.5g128")))
+    assert set(widths.values()) == {3, 4} and 3.45 < mean <= 3.5
