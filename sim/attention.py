@@ -77,7 +77,7 @@ def _chains(machine: Machine) -> list[tuple[list[int], list[int]]]:
     """Return ``(chain, members)``: rows whose ancestors are all in one chain attend together."""
     found: list[tuple[list[int], list[int]]] = []
     for row in reversed(range(len(machine.rows))):
-        chain = row_chain(machine, row)
+        chain = row_chain(machine.rows, row)
         for longer, members in found:
             if longer[:len(chain)] == chain:
                 members.append(row)
@@ -87,15 +87,15 @@ def _chains(machine: Machine) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def row_chain(machine: Machine, row: int) -> list[int]:
-    """Return the rows that a row follows in this step, the first first, itself last."""
+def row_chain(rows: NDArray[np.void], row: int) -> list[int]:
+    """Return which of a step's rows a row follows, the first first, itself last."""
     chain = [row]
-    while (parent := int(machine.rows[chain[-1]]["parent"])) >= 0:
+    while (parent := int(rows[chain[-1]]["parent"])) >= 0:
         if parent >= chain[-1]:
             raise MachineError(f"row {chain[-1]}'s parent must be an earlier row, not {parent}")
         chain.append(parent)
     chain.reverse()
-    positions = machine.rows["position"][chain].astype(np.int64)
+    positions = rows["position"][chain].astype(np.int64)
     if (np.diff(positions) != 1).any():
         raise MachineError(f"row {row}'s ancestors must have consecutive positions, not "
                            f"{positions.tolist()}")

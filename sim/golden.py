@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import BLOCK, TOP_K, WORD_BYTES
-from alula.sim import attention  # noqa: F401  (its functions enter EXECUTE)
+from alula.sim import (
+    attention,  # noqa: F401  (its functions enter EXECUTE)
+    streams,
+)
 from alula.sim.machine import (
     EXACT_CHOICES,
     EXECUTE,
@@ -22,7 +25,6 @@ from alula.sim.machine import (
     Matrix,
     executes,
 )
-from alula.sim.unpack import unpack_stream
 
 __all__ = ["EXACT_CHOICES", "EXECUTE", "Machine", "MachineError"]
 
@@ -102,28 +104,13 @@ def linear(machine: Machine, i: isa.Linear) -> None:
 
 
 def _read_matrix(machine: Machine, address: int, i: isa.Linear) -> Matrix:
-    """Unpack every lane's share of a stream and put the strips back in order."""
-    group = 1 << i.group_log2
-    groups = -(-i.inputs // group)
-    entries = [image[address:address + WORD_BYTES].view(layout.DIRECTORY_ENTRY)[0]
-               for image in machine.program.lanes]
-    total = sum(int(entry["strips"]) for entry in entries)
-    if total != -(-i.outputs // isa.TILE_ROWS):
-        raise MachineError(f"a stream for {i.outputs} outputs must have "
-                           f"{-(-i.outputs // isa.TILE_ROWS)} strips, not {total}")
-    codes = np.zeros((total, isa.TILE_ROWS, groups * group), np.float32)
-    scales = np.zeros((total, isa.TILE_ROWS, groups), np.float32)
-    present = np.zeros(scales.shape, np.bool_)
-    for lane, (image, entry) in enumerate(zip(machine.program.lanes, entries, strict=True)):
-        start = int(entry["start"]) * WORD_BYTES
-        share = unpack_stream(image[start:start + int(entry["beats"]) * machine.arch.beat_bytes],
-                              int(entry["strips"]), groups, group, machine.arch)
-        codes[lane::len(entries)] = share.codes.reshape(-1, *codes.shape[1:])
-        scales[lane::len(entries)] = share.scales.reshape(-1, *scales.shape[1:])
-        present[lane::len(entries)] = share.present.reshape(-1, *present.shape[1:])
-    return Matrix(np.ascontiguousarray(codes.reshape(-1, groups, group).transpose(1, 0, 2)),
-                  np.ascontiguousarray(scales.reshape(-1, groups).T), int(entries[0]["exponent"]),
-                  None if present.all() else present.reshape(-1, groups).T)
+    """Return the matrix of a stream in the order that products take it."""
+    _, groups, group = streams.shape(i)
+    codes, scales, present = streams.read_strips(machine.program, address, i)
+    return Matrix(
+        np.ascontiguousarray(codes.reshape(-1, groups, group).transpose(1, 0, 2), np.float32),
+        np.ascontiguousarray(scales.T), streams.exponent(machine.program, address),
+        None if present.all() else present.T)
 
 
 # MISC ------------------------------------------------------------------------------------------

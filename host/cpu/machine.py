@@ -214,7 +214,7 @@ class _Sight:
     @classmethod
     def of(cls, machine: CpuMachine) -> _Sight:
         count = len(machine.rows)
-        chains = [row_chain(machine, row) for row in range(count)]
+        chains = [row_chain(machine.rows, row) for row in range(count)]
         table = np.zeros((count, count), np.int32)
         for row, chain in enumerate(chains):
             table[row, :len(chain)] = chain

@@ -27,8 +27,8 @@ from alula.compiler.program import Program
 from alula.host.cpu.reorder import move_strips, sizes_of, walk
 from alula.host.cpu.simd import has_avx512
 from alula.hw import layout, numerics
-from alula.hw.isa import SEGMENT_TILES, TILE_ROWS, WORD_BYTES, Linear
-from alula.sim.machine import MachineError
+from alula.hw.isa import SEGMENT_TILES, Linear
+from alula.sim import streams
 from alula.sim.unpack import unpack_stream
 
 _SLACK = 64  # bytes that a load may go past the end
@@ -80,28 +80,21 @@ def pack(program: Program, address: int, i: Linear, *, sparse: bool | None = Non
         If the stream is not of the instruction's shape, or breaks the format.
     """
     sparse = has_avx512() if sparse is None else sparse
-    group, lanes = 1 << i.group_log2, len(program.lanes)
-    groups, strips = -(-i.inputs // group), -(-i.outputs // TILE_ROWS)
-    entries = [image[address:address + WORD_BYTES].view(layout.DIRECTORY_ENTRY)[0]
-               for image in program.lanes]
-    total = sum(int(entry["strips"]) for entry in entries)
-    if total != strips:
-        raise MachineError(f"a stream for {i.outputs} outputs must have {strips} strips, "
-                           f"not {total}")
+    strips, groups, group = streams.shape(i)
+    lanes = len(program.lanes)
     heads = np.zeros((strips, groups), np.uint32)
     shares = []
-    for lane, (image, entry) in enumerate(zip(program.lanes, entries, strict=True)):
-        start = int(entry["start"]) * WORD_BYTES
-        data = _fixed(image[start:start + int(entry["beats"]) * program.arch.beat_bytes])
-        own = np.zeros((int(entry["strips"]), groups), np.uint32)
+    for lane, share in enumerate(streams.shares(program, address, i)):
+        data = _fixed(share.data)
+        own = np.zeros((share.strips, groups), np.uint32)
         segments = np.zeros((len(own), -(-groups // SEGMENT_TILES)), np.int64)
         size = walk(data, len(own), groups, group, program.arch.beat_bytes, _WIDTHS, own,
-                     segments)
-        if size != len(data) or len(own) != len(heads[lane::lanes]):
-            _refuse(data, len(own), groups, group, program)
+                    segments)
+        if size != len(data):  # the golden model says what is wrong with it
+            unpack_stream(data, len(own), groups, group, program.arch)
         heads[lane::lanes] = own
         shares.append((data, own, segments))
-    return _packed(program, shares, heads, group, int(entries[0]["exponent"]), sparse)
+    return _packed(program, shares, heads, group, streams.exponent(program, address), sparse)
 
 
 def _fixed(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -121,13 +114,6 @@ def load_kernels() -> None:
                 np.zeros((1, 2), np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0, 1)
 
 
-def _refuse(data: NDArray[np.uint8], strips: int, groups: int, group: int,
-            program: Program) -> None:
-    """Let the golden model say what is wrong with a lane's share."""
-    unpack_stream(data, strips, groups, group, program.arch)
-    raise MachineError("strips must be dealt to the lanes in turn")
-
-
 def _packed(program: Program, shares: list[Any], heads: NDArray[np.uint32], group: int,
             exponent: int, sparse: bool) -> PackedMatrix:
     lanes, groups = len(shares), heads.shape[1]
@@ -141,6 +127,6 @@ def _packed(program: Program, shares: list[Any], heads: NDArray[np.uint32], grou
     for lane, (data, own, segments) in enumerate(shares):
         if move_strips(data, groups, group, own, segments, _WIDTHS, _bitmaps(), block, bits,
                         sparse, at, meta, codes, lane, lanes):
-            _refuse(data, len(own), groups, group, program)
+            unpack_stream(data, len(own), groups, group, program.arch)  # which says why
     return PackedMatrix(heads, at[:-1].copy(), meta, codes, bits, group // layout.WINDOW,
                         exponent)

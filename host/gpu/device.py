@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from alula.compiler.program import Program
 from alula.host.gpu import attention, interpreted, linear, vector
 from alula.host.gpu.plan import Encoder, Event, Key, Launch, Walk, joined, launches, round_up
-from alula.host.gpu.weights import GpuMatrix, pack, read_stream
+from alula.host.gpu.weights import GpuMatrix, pack
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import BLOCK, TOP_K
+from alula.sim import streams
+from alula.sim.attention import row_chain
 from alula.sim.machine import MachineError, unit_places
 from alula.sim.unpack import Strips
 
@@ -135,11 +137,10 @@ class GpuDevice:
         return found
 
     def _read_matrix(self, event: Event) -> GpuMatrix:
-        parts = [read_stream(self.program, address, i) for address, i in event.parts]
-        strips = Strips(*(np.concatenate(column)
-                          for column in zip(*(part for part, _ in parts), strict=True)))
-        i = event.instruction
-        return pack(strips, i.outputs, 1 << i.group_log2, parts[0][1], self.where)
+        parts = [streams.read_strips(self.program, address, i) for address, i in event.parts]
+        strips = Strips(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        i, exponent = event.instruction, streams.exponent(self.program, event.parts[0][0])
+        return pack(strips, i.outputs, 1 << i.group_log2, exponent, self.where)
 
     @property
     def weight_bytes(self) -> int:
@@ -205,24 +206,11 @@ class _StepTable:
     def chains(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return the rows that each row follows, itself last, and how many they are."""
         count = len(self.rows)
-        found = [self._chain(row) for row in range(count)]
+        found = [row_chain(self.rows, row) for row in range(count)]
         table = np.zeros((count, count), np.int32)
         for row, chain in enumerate(found):
             table[row, :len(chain)] = chain
         return table, np.array([len(chain) for chain in found], np.int32)
-
-    def _chain(self, row: int) -> list[int]:
-        chain = [row]
-        while (parent := int(self.rows[chain[-1]]["parent"])) >= 0:
-            if parent >= chain[-1]:
-                raise MachineError(f"row {chain[-1]}'s parent must be an earlier row, not {parent}")
-            chain.append(parent)
-        chain.reverse()
-        positions = self.rows["position"][chain].astype(np.int64)
-        if (np.diff(positions) != 1).any():
-            raise MachineError(f"row {row}'s ancestors must have consecutive positions, not "
-                               f"{positions.tolist()}")
-        return chain
 
     def check(self, plan: _Plan) -> None:
         """Raise MachineError if a row would lead outside the memories."""

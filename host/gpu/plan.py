@@ -18,6 +18,7 @@ from alula.compiler.effects import Range, Space, effects
 from alula.compiler.program import Program
 from alula.hw import isa, layout, numerics
 from alula.hw.isa import BLOCK, WORD_BYTES, Instruction
+from alula.sim import streams
 
 
 class Event(NamedTuple):
@@ -114,12 +115,6 @@ _REPEATABLE = (isa.LoadParams, isa.RmsNorm, isa.Combine, isa.Activate, isa.Rotat
                isa.StoreKeyValue)
 
 
-def exponent(program: Program, address: int) -> int:
-    """Return the power of two of a stream's scales."""
-    entry = program.lanes[0][address:address + WORD_BYTES].view(layout.DIRECTORY_ENTRY)[0]
-    return int(entry["exponent"])
-
-
 def joined(events: Iterable[Event], program: Program) -> list[Event]:
     """Put products together that follow one another, of the same codes, with targets in a row."""
     out: list[Event] = []
@@ -130,7 +125,8 @@ def joined(events: Iterable[Event], program: Program) -> list[Event]:
                                                            last.group_log2)
                 and last.outputs % isa.TILE_ROWS == 0
                 and i.target == last.target + last.outputs // BLOCK
-                and exponent(program, event.address) == exponent(program, out[-1].address)):
+                and streams.exponent(program, event.address)
+                == streams.exponent(program, out[-1].address)):
             whole = replace(last, outputs=last.outputs + i.outputs)
             out[-1] = Event(whole, out[-1].address, out[-1].parts + event.parts)
         else:

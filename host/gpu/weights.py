@@ -25,11 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alula.compiler.program import Program
 from alula.hw import layout, numerics
-from alula.hw.isa import TILE_ROWS, WORD_BYTES, Linear
-from alula.sim.machine import MachineError
-from alula.sim.unpack import Strips, unpack_stream
+from alula.hw.isa import TILE_ROWS
+from alula.sim.unpack import Strips
 
 _BATCH = 1 << 22  # weights taken together
 
@@ -68,36 +66,6 @@ class GpuMatrix:
         parts += [self.bitmaps] if self.format.kept < 16 else []
         parts += [] if self.format.full else [self.masks, self.first]
         return int(sum(part.numel() * part.element_size() for part in parts))
-
-
-def read_stream(program: Program, address: int, i: Linear) -> tuple[Strips, int]:
-    """Return a stream's matrix, all lanes put together, and its power of two.
-
-    Raises
-    ------
-    MachineError, StreamError
-        If the stream is not of the instruction's shape, or breaks the format.
-    """
-    group = 1 << i.group_log2
-    groups, strips = -(-i.inputs // group), -(-i.outputs // TILE_ROWS)
-    entries = [image[address:address + WORD_BYTES].view(layout.DIRECTORY_ENTRY)[0]
-               for image in program.lanes]
-    total = sum(int(entry["strips"]) for entry in entries)
-    if total != strips:
-        raise MachineError(f"a stream for {i.outputs} outputs must have {strips} strips, "
-                           f"not {total}")
-    codes: NDArray[Any] = np.zeros((strips, TILE_ROWS, groups * group), np.int16)
-    scales: NDArray[Any] = np.zeros((strips, TILE_ROWS, groups), np.float32)
-    present: NDArray[Any] = np.zeros(scales.shape, np.bool_)
-    for lane, (image, entry) in enumerate(zip(program.lanes, entries, strict=True)):
-        start = int(entry["start"]) * WORD_BYTES
-        share = unpack_stream(image[start:start + int(entry["beats"]) * program.arch.beat_bytes],
-                              int(entry["strips"]), groups, group, program.arch)
-        for out, part in ((codes, share.codes), (scales, share.scales), (present, share.present)):
-            out[lane::len(entries)] = part.reshape(-1, TILE_ROWS, out.shape[2])
-    strip_rows = strips * TILE_ROWS
-    return Strips(codes.reshape(strip_rows, -1), scales.reshape(strip_rows, -1),
-                  present.reshape(strip_rows, -1)), int(entries[0]["exponent"])
 
 
 def pack(strips: Strips, outputs: int, group: int, exponent: int, device: Any) -> GpuMatrix:
