@@ -1,0 +1,39 @@
+"""Bundles whose bitstreams the stand-ins take, and machines that have them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from alula.boards import bundle, manifest as manifests
+from alula.boards.catalogue import BOARDS
+from standins.fabric import bitstream
+
+
+def write(board_name, arch, folder, patch):
+    """Write a board's bundle with a build of any sizes, as if the vendor's tool had run."""
+    board = BOARDS[board_name]
+    patch.setattr(bundle, "verilog", lambda arch, primitive: "// the stand-in has its own\n")
+    made = bundle.write(board, arch, folder)
+    result = folder / made.bitstream
+    result.parent.mkdir(exist_ok=True)
+    result.write_bytes(bitstream(board, arch))
+    made = made.model_copy(update={
+        "tool_version": "2024.1", "bitstream_bytes": result.stat().st_size,
+        "bitstream_hash": manifests.file_hash(result)})
+    manifests.save(made, folder)
+    return folder
+
+
+@pytest.fixture
+def pyxrt(monkeypatch, tmp_path):
+    """Put a fresh stand-in for XRT in place, with one card, and its locks in a folder of its own."""
+    import tempfile
+
+    import standins.pyxrt as module
+
+    monkeypatch.setitem(sys.modules, "pyxrt", module)
+    monkeypatch.setattr(module, "CARDS", [module.Card()])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return module
