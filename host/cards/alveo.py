@@ -194,6 +194,7 @@ class AlveoLink:
     def __init__(self, bundle: Bundle, index: int) -> None:
         self.name, self.bundle = _named(index), bundle
         self._lock: Lock | None = None
+        self._buffers: list[Buffer] = []
         count = _count()
         if not 0 <= index < count:
             raise CardError(f"{self.name} must be one of {count} cards, counted from 0")
@@ -250,7 +251,8 @@ class AlveoLink:
             raise CardError(f"the memory behind {bus} of {self.name} must have {size:,} bytes "
                             f"free, not fewer: {first_line(error)}; end what else uses the card") \
                 from error
-        return Buffer(self.name, bo, size)
+        self._buffers.append(Buffer(self.name, bo, size))
+        return self._buffers[-1]
 
     def start(self, arguments: Mapping[str, Value]) -> None:
         """Start a run. Only arguments that changed are passed on: XRT keeps the others."""
@@ -294,14 +296,18 @@ class AlveoLink:
             done = subprocess.run([command, "--force", "reset", "--device", self.address],
                                   capture_output=True, text=True, timeout=RESET_SECONDS,
                                   stdin=subprocess.DEVNULL, check=False)
-            why = "" if done.returncode == 0 else (done.stderr or done.stdout).strip()[-200:]
+            ended = f"ended with {done.returncode}"
         except subprocess.TimeoutExpired:
-            why = f"it took longer than {RESET_SECONDS} s"
-        if why:
-            raise CardError(f"{self.name} must be reset, but {command} did not: {first_line(OSError(why))}")
+            ended = f"took longer than {RESET_SECONDS} s"
+        if ended != "ended with 0":
+            raise CardError(f"{self.name} must be reset, but {command} {ended}; run it by hand, or "
+                            "restart the machine")
         LOG.info("%s was reset", self.name)
 
     def _release(self) -> None:
+        for buffer in self._buffers:
+            buffer.bo = None
+        self._buffers = []
         for name in ("run", "kernel", "_context", "xclbin"):  # in this order: each holds the next
             self.__dict__.pop(name, None)
         self._given = {}

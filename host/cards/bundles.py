@@ -56,8 +56,8 @@ def load(path: Path) -> Bundle:
         raise ManifestError(f"{file} must be there; sh {path / 'build.sh'} makes it")
     size = file.stat().st_size
     if made.bitstream_bytes is not None and size != made.bitstream_bytes:
-        raise ManifestError(f"{file} must have {made.bitstream_bytes:,} bytes, not {size:,}: it was "
-                            "cut short or comes from another build; copy the bundle again")
+        raise ManifestError(f"{file} must have {made.bitstream_bytes:,} bytes, not {size:,}: it "
+                            "was cut short or comes from another build; copy the bundle again")
     if made.bitstream_hash is not None:
         found = _hash(file, file.stat().st_mtime_ns)
         if found != made.bitstream_hash:

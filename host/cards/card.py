@@ -139,7 +139,7 @@ class Card:
             self._hung = True
             raise CardHung(f"{self.name} must end a run within "
                            f"{self.limit.patience(self.program.arch.clock_hz):g} s, not later: "
-                           f"{self._stall()}; the card is reset when it is opened again")
+                           f"{self._stall()}; the driver resets the card")
         before, self._record = self._record, self._read_record()
         record = self._record[0]
         if record["magic"] != csr.STATUS_MAGIC or record["runs"] == runs:

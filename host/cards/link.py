@@ -1,4 +1,4 @@
-"""What the driver asks of a platform: memory behind ports, a start, a wait, and what it can tell."""
+"""What the driver asks of a platform: memory behind ports, a start, a wait, what it can tell."""
 
 from __future__ import annotations
 

@@ -185,7 +185,8 @@ class ZynqLink:
             array = _pynq().allocate((size,), np.uint8)
         except Exception as error:
             raise CardError(f"contiguous memory must have {size:,} bytes in one piece for {bus}, "
-                            f"not fewer: {first_line(error)}; give the kernel a larger cma=") from error
+                            f"not fewer: {first_line(error)}; give the kernel a larger cma=") \
+                from error
         self._buffers.append(array)
         return Buffer(array)
 

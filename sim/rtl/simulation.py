@@ -35,7 +35,7 @@ class RunError(RuntimeError):
 
 
 class Accelerator:
-    """An accelerator that is out of reset, as its pins show it: registers, and memories behind ports.
+    """An accelerator out of reset, as its pins show it: registers, and memories behind ports.
 
     Port 0 is the control memory's; lane ``i`` is port ``i + 1``. Time passes in :meth:`wait`, and
     while a register is read or written.

@@ -1,10 +1,6 @@
-"""Bundles whose bitstreams the stand-ins take, and machines that have them."""
+"""Bundles whose bitstreams the stand-ins take."""
 
 from __future__ import annotations
-
-import sys
-
-import pytest
 
 from alula.boards import bundle, manifest as manifests
 from alula.boards.catalogue import BOARDS
@@ -25,15 +21,3 @@ def write(board_name, arch, folder, patch):
     manifests.save(made, folder)
     return folder
 
-
-@pytest.fixture
-def pyxrt(monkeypatch, tmp_path):
-    """Put a fresh stand-in for XRT in place, with one card, and its locks in a folder of its own."""
-    import tempfile
-
-    import standins.pyxrt as module
-
-    monkeypatch.setitem(sys.modules, "pyxrt", module)
-    monkeypatch.setattr(module, "CARDS", [module.Card()])
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return module

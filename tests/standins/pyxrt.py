@@ -1,6 +1,7 @@
 """Stand-in for XRT's Python binding: its calls, and its traps, over the simulated RTL.
 
-Ref: XRT, ``src/python/pybind11/src/pyxrt.cpp`` and ``xrt_kernel.h``. What it shares with the real one:
+Ref: XRT, ``src/python/pybind11/src/pyxrt.cpp`` and ``xrt_kernel.h``. What it shares
+with the real one:
 
 - Calling a kernel drops arguments that it cannot cast, silently; ``set_arg`` refuses them.
 - ``wait`` returns a state and raises nothing; a run's failure is in the state.
@@ -21,13 +22,14 @@ import os
 import re
 import warnings
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from standins.fabric import Fabric, parse, rubbish
 
 from alula.hw.csr import Ctrl, Register
+from standins.fabric import Fabric, parse, rubbish
 
 RESET_FOLDER = "STANDIN_RESET"  # environment: where the stand-in for xrt-smi leaves its orders
 
@@ -208,10 +210,8 @@ class kernel:
         for at, value in enumerate(values):
             for form in (bo, int):
                 if isinstance(value, form):
-                    try:
+                    with suppress(TypeError):
                         started.set_arg(at, value)
-                    except TypeError:
-                        pass
         started.start()
         return started
 
