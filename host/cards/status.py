@@ -1,4 +1,4 @@
-"""What a status record says, in words: the error, the instruction, and what it waits for."""
+"""What a status record says, in words: the error, the instruction, what it waits for."""
 
 from __future__ import annotations
 
@@ -20,14 +20,6 @@ CAUSES = {
     Error.LANE: "a lane's memory gave a bus error",
     Error.WATCHDOG: "it was not done when the time was up",
 }
-WAITS = {  # what an instruction of a queue waits for when it does not end
-    isa.Queue.LD: "waits for a memory to be read",
-    isa.Queue.ST: "waits for a memory to be written",
-    isa.Queue.MM: "waits for weights from the lanes' memories",
-    isa.Queue.MV: "waits for pages of the cache from the lanes' memories",
-    isa.Queue.MISC: "waits for the vector unit",
-    isa.Queue.SYS: "waits for the queues to be empty",
-}
 
 
 def error(record: np.void, program: Program) -> str:
@@ -37,7 +29,7 @@ def error(record: np.void, program: Program) -> str:
     if isinstance(kind, Error):
         text += f", where {CAUSES[kind]}"
     if kind is Error.WATCHDOG:
-        text += f" and it {_waits(int(record['index']), program)}"
+        text += f": {_stall(int(record['index']), program)}"
     return f"{text}; run {record['runs']}, {record['cycles']:,} clocks"
 
 
@@ -56,7 +48,7 @@ def live(registers: Mapping[str, int], program: Program) -> str:
     if state == State.DRAINING:
         return f"it was stopped at {where} and waits for a bus to answer"
     if state == State.RUNNING:
-        return f"it is at {where} and {_waits(index, program)}"
+        return f"it is at {where}: {_stall(index, program)}"
     return f"it is idle, its last instruction being {where}"
 
 
@@ -67,10 +59,18 @@ def instruction(index: int, program: Program) -> str:
     return f"instruction {index}"
 
 
-def _waits(index: int, program: Program) -> str:
+def _stall(index: int, program: Program) -> str:
+    """Return what an instruction that has not ended may wait for.
+
+    The index is that of the latest instruction that was given to a queue; queues before which it
+    waits may be at earlier ones.
+    """
     if index >= len(program.instructions):
-        return "waits for what no program holds"
-    return WAITS[type(program.instructions[index]).queue]
+        return "which no program holds"
+    found = program.instructions[index]
+    needed = [queue.name for queue in isa.Queue if found.wait >> queue & 1]
+    after = f", which waits for {' and '.join(needed)}" if needed else ""
+    return f"{type(found).queue.name} has it{after}, and no other queue has a later one"
 
 
 def _named(number: int) -> Error | int:
