@@ -16,6 +16,7 @@ from standins.fabric import Fabric, parse, rubbish
 BASE = 0xA000_0000  # of the registers, on the processor's bus
 LINE = 64
 POLL_CLOCKS = 5_000  # that pass from one look at CTRL to the next
+CLOCKS_PER_S = 2_000_000  # of simulated time, for who waits
 ALIGNED = 4096
 
 
@@ -99,6 +100,13 @@ class Board:
     def free(self, block):
         if self.blocks.pop(block.address, None):
             self.contiguous_bytes += block.host.size
+
+    def monotonic(self):
+        """Return the time, which does not depend on how fast the simulation is."""
+        return self.fabric.rtl.clocks / CLOCKS_PER_S
+
+    def sleep(self, seconds):
+        """Time passes by looking."""
 
     def read_register(self, address):
         offset = address - BASE

@@ -29,6 +29,7 @@ def pynq(monkeypatch, tmp_path):
     module = standins.pynq
     monkeypatch.setitem(sys.modules, "pynq", module)
     monkeypatch.setattr(module, "BOARD", Board())
+    monkeypatch.setattr(zynq, "time", module.BOARD)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "meminfo").write_text("MemTotal: 4000000 kB\nCmaFree:  65536 kB\n")
     monkeypatch.setattr(zynq, "MEMINFO", tmp_path / "meminfo")

@@ -121,8 +121,8 @@ def test_logic_is_not_the_manifests_wrong(program, folder, board, tmp_path, monk
     shutil.copy(folder / "overlay" / "alula.bit", other / "overlay")
     unhashed(other)
     refused(replace(program, arch=another), f"pynq@{other}", "^the logic's architecture must be "
-            rf"{another.hash}, as the bundle's \(another, 2 lanes\), not {SIM.hash}; load the bundle "
-            "that belongs to the bitstream$")
+            rf"{another.hash}, as the bundle's \(another, 2 lanes\), not {SIM.hash}; load the "
+            "bundle that belongs to the bitstream$")
 
 
 def unhashed(folder):
