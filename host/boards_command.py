@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from alula.boards.bundle import LOG, ToolError
 from alula.boards.catalogue import BOARDS, board as find
 from alula.boards.estimate import check_room, describe, estimate
 from alula.compiler.recipe import parse
+from alula.host.cards.found import cards_here, measured
 from alula.host.fits import fitting
 from alula.host.screen import Screen
 from alula.hw.arch import GIB, ArchConfig
@@ -35,7 +37,16 @@ def boards(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         screen.text(f"\n{fact['title']}, {fact['part']}\n"
                     f"  memory holds, of the known models at {RECIPE} with {CONTEXT} tokens: "
                     f"{models}\n" + "".join(f"  {limit}\n" for limit in fact["limits"]))
-    screen.result({"recipe": RECIPE, "context": CONTEXT, "boards": facts})
+    cards = cards_here()
+    if cards:
+        screen.table("Cards of this machine", (
+            "device", "platform", "address", "in use", "clock", "temperature", "power"),
+            [(card.name, card.platform, card.address, "yes" if card.in_use else "no",
+              *measured(card).values()) for card in cards])
+    else:
+        screen.text("\nNo card answers on this machine; alula doctor says what is missing\n")
+    screen.result({"cards": [asdict(card) for card in cards], "recipe": RECIPE,
+                   "context": CONTEXT, "boards": facts})
 
 
 def _facts(board: Board) -> dict[str, Any]:

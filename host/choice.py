@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from alula.compiler.program import Program
 from alula.host.cards import place
 from alula.host.compared import Mismatch
-from alula.host.device import DEVICES, Counters, Device, open_device
+from alula.host.device import CARDS, DEVICES, Counters, Device, open_device
 
 LOG = logging.getLogger("alula")
 
@@ -36,8 +36,7 @@ class Kind:
 
 
 KINDS = (  # in the order that ``auto`` asks them; the golden model needs nothing and is the slowest
-    Kind("alveo", "alula.host.cards.alveo", is_card=True),
-    Kind("pynq", "alula.host.cards.zynq", is_card=True),
+    *(Kind(name, module, is_card=True) for name, module in CARDS.items()),
     Kind("cuda", "alula.host.gpu"),
     Kind("cpu", "alula.host.cpu"),
     Kind("golden", "alula.host.device"),

@@ -17,20 +17,30 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.boards.board import NAME
 from alula.boards.register import arguments
 from alula.compiler.program import Program
-from alula.host.cards.bundles import Bundle, choose
-from alula.host.cards.card import SCALAR_LIMIT, Card, Limit
-from alula.host.cards.link import CardError, Found, Health, Value, answering, first_line
+from alula.host.cards.link import (
+    SCALAR_LIMIT,
+    CardError,
+    Found,
+    Health,
+    Limit,
+    Value,
+    answering,
+    first_line,
+)
 from alula.host.cards.lock import Lock, in_use
 from alula.host.cards.place import Place
 from alula.host.device import Report
+
+if TYPE_CHECKING:
+    from alula.host.cards.bundles import Bundle
+    from alula.host.cards.card import Card
 
 KIND = "alveo"
 LOG = logging.getLogger("alula")
@@ -91,6 +101,9 @@ def open_device(program: Program, place: Place = Place(), *, limit: Limit = Limi
     why = probe(program)
     if why:
         raise CardError(why)
+    from alula.host.cards.bundles import choose  # these load Amaranth
+    from alula.host.cards.card import Card
+
     bundle = choose(KIND, program, place.bundle)
     return Card(program, _open(bundle, place.index), limit=limit, report=report)
 
@@ -214,6 +227,8 @@ class AlveoLink:
 
     def _program(self) -> None:
         """Load the bitstream, in the form that this XRT has."""
+        from alula.boards.board import NAME
+
         pyxrt = _pyxrt()
         with answering(self.name):
             self.xclbin = pyxrt.xclbin(str(self.bundle.bitstream))

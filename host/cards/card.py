@@ -6,7 +6,6 @@ import logging
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,41 +13,14 @@ from numpy.typing import NDArray
 from alula.boards.shell import buses
 from alula.compiler.program import Program
 from alula.host.cards import status
-from alula.host.cards.link import CardError, CardHung, Link, Memory, Value
+from alula.host.cards.link import CardError, CardHung, Limit, Link, Memory, Value
 from alula.host.device import Counters, Report
 from alula.hw import csr, isa
 from alula.hw.isa import WORD_BYTES
 
 LOG = logging.getLogger("alula")
-SCALAR_LIMIT = 1 << 31  # XRT's scalars are signed
 PIECE_BYTES = 16 << 20  # copied at a time, so that progress is seen
 _ALIGNED = 64
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How long a run may take.
-
-    After ``seconds`` the accelerator's watchdog stops the run. A host that has waited twice as
-    long, for clocks may be slower than planned, and ``grace`` more takes the card for hung.
-    """
-
-    seconds: float = 5.0
-    grace: float = 2.0
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "grace"):
-            if not 0 < getattr(self, name) <= 3600:
-                raise ValueError(f"{name} must be above 0 and at most 3600, not "
-                                 f"{getattr(self, name)}")
-
-    def clocks(self, clock_hz: int) -> int:
-        """Return the watchdog's clocks."""
-        return max(1, min(round(self.seconds * clock_hz), SCALAR_LIMIT - 1))
-
-    def patience(self, clock_hz: int) -> float:
-        """Return how many seconds a host waits."""
-        return 2 * self.clocks(clock_hz) / clock_hz + self.grace
 
 
 class Card:

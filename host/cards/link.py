@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+SCALAR_LIMIT = 1 << 31  # XRT's scalars are signed
+
 
 class CardError(OSError):
     """A card cannot be used, or failed at work; one line says how, and what to do."""
@@ -48,6 +50,32 @@ class Memory(Protocol):
 
 
 Value = Memory | int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long a run may take.
+
+    After ``seconds`` the accelerator's watchdog stops the run. A host that has waited twice as
+    long, for clocks may be slower than planned, and ``grace`` more takes the card for hung.
+    """
+
+    seconds: float = 5.0
+    grace: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "grace"):
+            if not 0 < getattr(self, name) <= 3600:
+                raise ValueError(f"{name} must be above 0 and at most 3600, not "
+                                 f"{getattr(self, name)}")
+
+    def clocks(self, clock_hz: int) -> int:
+        """Return the watchdog's clocks."""
+        return max(1, min(round(self.seconds * clock_hz), SCALAR_LIMIT - 1))
+
+    def patience(self, clock_hz: int) -> float:
+        """Return how many seconds a host waits."""
+        return 2 * self.clocks(clock_hz) / clock_hz + self.grace
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,30 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.boards.kernel_xml import VLNV
 from alula.boards.register import Entry, arguments, entries
 from alula.compiler.program import Program
-from alula.host.cards.bundles import Bundle, choose
-from alula.host.cards.card import Card, Limit
-from alula.host.cards.link import CardError, Found, Health, Value, answering, first_line
+from alula.host.cards.link import (
+    CardError,
+    Found,
+    Health,
+    Limit,
+    Value,
+    answering,
+    first_line,
+)
 from alula.host.cards.lock import Lock, in_use
 from alula.host.cards.place import Place
 from alula.host.device import Report
 from alula.hw.csr import Ctrl, Register
+
+if TYPE_CHECKING:
+    from alula.host.cards.bundles import Bundle
+    from alula.host.cards.card import Card
 
 KIND = "pynq"
 MEMINFO = Path("/proc/meminfo")
@@ -66,6 +75,9 @@ def open_device(program: Program, place: Place = Place(), *, limit: Limit = Limi
         raise CardError(why)
     if place.index:
         raise CardError(f"a board has one device, {KIND}:0, not {KIND}:{place.index}")
+    from alula.host.cards.bundles import choose  # these load Amaranth
+    from alula.host.cards.card import Card
+
     return Card(program, ZynqLink(choose(KIND, program, place.bundle)), limit=limit, report=report)
 
 
@@ -151,6 +163,8 @@ class ZynqLink:
             raise
 
     def _program(self) -> None:
+        from alula.boards.kernel_xml import VLNV
+
         pynq = _pynq()
         kind = VLNV.rpartition(":")[0]
         with answering(KIND):

@@ -17,8 +17,7 @@ import alula
 from alula.boards import manifest as manifests
 from alula.boards.manifest import ManifestError
 from alula.host.cards import zynq
-from alula.host.cards.card import Limit
-from alula.host.cards.link import CardError, Health
+from alula.host.cards.link import CardError, Health, Limit
 from alula.host.cards.place import Place
 from alula.host.choice import NoDevice
 from alula.hw.arch import SIM
