@@ -25,7 +25,7 @@ from alula.compiler.program import Program, load, save
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES, shape_graph
 from alula.compiler.verify import verify
-from alula.host.boards_command import boards, build as build_board
+from alula.host.boards_command import boards, build as build_board, selftest
 from alula.host.cards.place import kind_of
 from alula.host.choice import Devices, NoDevice
 from alula.host.compared import Compared, Mismatch
@@ -552,6 +552,7 @@ app.command()(perf)
 app.command()(explore)
 app.command()(boards)
 app.command(name="build")(build_board)
+app.command()(selftest)
 
 
 @app.command()

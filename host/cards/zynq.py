@@ -148,7 +148,7 @@ class ZynqLink:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         arch = bundle.manifest.arch
-        self._arguments, self._entries = arguments(arch), entries(arch)
+        self.arguments, self._entries = arguments(arch), entries(arch)
         self._given: dict[str, Value] = {}
         self._buffers: list[Any] = []
         described = bundle.bitstream.with_suffix(".hwh")
@@ -205,7 +205,7 @@ class ZynqLink:
         return Buffer(array)
 
     def start(self, arguments: Mapping[str, Value]) -> None:
-        for entry in self._arguments:
+        for entry in self.arguments:
             value = arguments[entry.name]
             if self._given.get(entry.name) is not value:
                 self._ask(lambda entry=entry, value=value: self._write(entry, value))
@@ -223,6 +223,14 @@ class ZynqLink:
                 time.sleep(_SLEEP_SECONDS)
         self._ask(lambda: self.registers_at.write(int(Register.CTRL), 1 << Ctrl.CONTINUE))
         return True
+
+    def write_register(self, entry: Entry, value: Value) -> None:
+        """Write an argument; the next run has the one that :meth:`start` is given again."""
+        self._given.pop(entry.name, None)
+        self._ask(lambda: self._write(entry, value))
+
+    def read_register(self, entry: Entry) -> int:
+        return self._ask(lambda: self._read(entry.offset, entry.bits))
 
     def _write(self, entry: Entry, value: Value) -> None:
         """Write a register, 64 bits as two words; PYNQ takes Python's own integers only."""
@@ -243,7 +251,7 @@ class ZynqLink:
         raise AssertionError
 
     def registers(self) -> dict[str, int]:
-        return {entry.name: self._ask(lambda entry=entry: self._read(entry.offset, entry.bits))
+        return {entry.name: self.read_register(entry)
                 for entry in self._entries if entry.readable_only}
 
     def health(self) -> Health:

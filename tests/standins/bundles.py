@@ -9,6 +9,7 @@ import alula
 from alula.boards import bundle, manifest as manifests
 from alula.boards.board import Zynq
 from alula.boards.catalogue import BOARDS
+from alula.host import vectors
 from standins.fabric import bitstream
 from standins.zynq import described
 
@@ -31,7 +32,7 @@ def is_usable(program, device, golden):
         return llm.device != "golden" and one.outputs[0].token_ids == golden[0][:2]
 
 
-def write(board_name, arch, folder, patch):
+def write(board_name, arch, folder, patch, *, selftest=False):
     """Write a board's bundle with a build of any sizes, as if the vendor's tool had run."""
     board = BOARDS[board_name]
     patch.setattr(bundle, "verilog", lambda arch, primitive: "// the stand-in has its own\n")
@@ -42,6 +43,7 @@ def write(board_name, arch, folder, patch):
     if isinstance(board, Zynq):
         result.with_suffix(".hwh").write_text(described())
     made = made.model_copy(update={
+        "selftest": vectors.write(arch, folder) if selftest else None,
         "tool_version": "2024.1", "bitstream_bytes": result.stat().st_size,
         "bitstream_hash": manifests.file_hash(result)})
     manifests.save(made, folder)

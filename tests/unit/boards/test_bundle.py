@@ -398,7 +398,7 @@ def test_build_command_runs_the_tool(tmp_path, tools, capsys):
     facts = json.loads(said.out)
     assert facts["ran"] and facts["missing"] == [] and facts["lanes"] == 20
     assert facts["manifest"]["slack_ns"] == 0.012 and facts["estimate"]["lut"] == 20 * 51_249
-    assert "[3/4] link it with the platform" in said.err
+    assert "[4/5] link it with the platform" in said.err
     assert (tmp_path / "out" / "build.log").exists()
 
 
