@@ -29,6 +29,7 @@ from alula.host.boards_command import boards, build as build_board, selftest
 from alula.host.cards.place import kind_of
 from alula.host.choice import Devices, NoDevice
 from alula.host.compared import Compared, Mismatch
+from alula.host.deploy_command import deploy
 from alula.host.device import (
     CARDS,
     DEVICES,
@@ -553,6 +554,7 @@ app.command()(explore)
 app.command()(boards)
 app.command(name="build")(build_board)
 app.command()(selftest)
+app.command()(deploy)
 
 
 @app.command()
