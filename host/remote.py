@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 LOG = logging.getLogger("alula")
 UNREACHABLE = 255  # what ssh exits with if it is ssh that failed
@@ -81,8 +81,9 @@ class Host:
         process = _started(self._command(f"mkdir -p {place} && tar -xf - -C {place}"),
                            stdin=subprocess.PIPE)
         assert process.stdin is not None
+        counted = cast(IO[bytes], _Counted(process.stdin, advance))
         with suppress(BrokenPipeError):  # what the other side says of it comes below
-            with tarfile.open(fileobj=_Counted(process.stdin, advance), mode="w|") as archive:
+            with tarfile.open(fileobj=counted, mode="w|") as archive:
                 for name, path in files.items():
                     archive.add(path, name)
         _, err = process.communicate()

@@ -14,10 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,12 @@ from alula.boards.register import arguments
 from alula.compiler.program import Program
 from alula.host.cards.link import (
     SCALAR_LIMIT,
+    Answering,
     CardError,
     Found,
     Health,
     Limit,
     Value,
-    answering,
     first_line,
 )
 from alula.host.cards.lock import Lock, in_use
@@ -47,7 +47,6 @@ LOG = logging.getLogger("alula")
 RESET_COMMANDS = ("xrt-smi", "xbutil")  # the second is what XRT before 2.18 calls it
 RESET_SECONDS = 120
 _INSTALLED = Path("/opt/xilinx/xrt/python")  # where XRT puts the binding
-_Result = TypeVar("_Result")
 
 
 def missing() -> str:
@@ -127,7 +126,7 @@ def found() -> list[Found]:
     pyxrt = _pyxrt()
     cards = []
     for index in range(_count()):
-        with suppress(CardError), answering(_named(index)):
+        with suppress(CardError), Answering(_named(index)):
             card = pyxrt.device(index)
             address = _info(card, "bdf")
             cards.append(Found(_named(index), _info(card, "name"), address, in_use(address),
@@ -144,9 +143,8 @@ def _pyxrt() -> Any:
 
 
 def _count() -> int:
-    with answering("XRT"):
+    with Answering("XRT"):
         return int(_pyxrt().enumerate_devices())
-    raise AssertionError
 
 
 def _info(card: Any, key: str) -> str:
@@ -185,12 +183,12 @@ class Buffer:
         self._to, self._from = way.XCL_BO_SYNC_BO_TO_DEVICE, way.XCL_BO_SYNC_BO_FROM_DEVICE
 
     def write(self, start: int, data: NDArray[np.uint8]) -> None:
-        with answering(self.name):
+        with Answering(self.name):
             self.bo.write(np.ascontiguousarray(data), start)
             self.bo.sync(self._to, data.size, start)
 
     def read(self, start: int, size: int) -> NDArray[np.uint8]:
-        with answering(self.name):
+        with Answering(self.name):
             self.bo.sync(self._from, size, start)
             return np.asarray(self.bo.read(size, start)).view(np.uint8)
 
@@ -212,7 +210,7 @@ class AlveoLink:
         if not 0 <= index < count:
             raise CardError(f"{self.name} must be one of {count} cards, counted from 0")
         pyxrt = _pyxrt()
-        with answering(self.name):
+        with Answering(self.name):
             self.card = pyxrt.device(index)
             self.address, platform = _info(self.card, "bdf"), _info(self.card, "name")
         board = bundle.manifest.board
@@ -230,7 +228,7 @@ class AlveoLink:
         from alula.boards.board import NAME
 
         pyxrt = _pyxrt()
-        with answering(self.name):
+        with Answering(self.name):
             self.xclbin = pyxrt.xclbin(str(self.bundle.bitstream))
             if hasattr(pyxrt, "hw_context"):
                 uuid = self.card.register_xclbin(self.xclbin)
@@ -245,7 +243,7 @@ class AlveoLink:
 
     def check_room(self, wanted: Mapping[str, int]) -> None:
         banks = {}
-        with answering(self.name):
+        with Answering(self.name):
             for bank in self.xclbin.get_mems():
                 banks[bank.get_tag()] = bank.get_size_kb() * 1024
         for bus, size in wanted.items():
@@ -271,28 +269,25 @@ class AlveoLink:
 
     def start(self, arguments: Mapping[str, Value]) -> None:
         """Start a run. Only arguments that changed are passed on: XRT keeps the others."""
-        for at, entry in enumerate(self._entries):
-            value = arguments[entry.name]
-            if self._given.get(at) is not value:
-                given = value.bo if isinstance(value, Buffer) else scalar(entry.name, value)
-                self._ask(lambda at=at, given=given: self.run.set_arg(at, given))
-                self._given[at] = value
-        self._ask(self.run.start)
+        with Answering(self.name):
+            for at, entry in enumerate(self._entries):
+                value = arguments[entry.name]
+                if self._given.get(at) is not value:
+                    self.run.set_arg(at, value.bo if isinstance(value, Buffer)
+                                     else scalar(entry.name, value))
+                    self._given[at] = value
+            self.run.start()
 
     def wait(self, seconds: float) -> bool:
         states = _pyxrt().ert_cmd_state
-        state = self._ask(lambda: self.run.wait(max(1, round(1000 * seconds))))
+        with Answering(self.name):
+            state = self.run.wait(max(1, round(1000 * seconds)))
         if state == states.ERT_CMD_STATE_COMPLETED:
             return True
         if state == states.ERT_CMD_STATE_TIMEOUT:
             return False
         raise CardError(f"{self.name} must complete a run, not end it in state {state!s}; see the "
                         "log of XRT, and dmesg")
-
-    def _ask(self, action: Callable[[], _Result]) -> _Result:
-        with answering(self.name):
-            return action()
-        raise AssertionError
 
     def registers(self) -> None:
         """XRT lets nobody read them."""

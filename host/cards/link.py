@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,15 +25,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@contextmanager
-def answering(name: str) -> Iterator[None]:
-    """Let what a vendor's package raises come as a line of ours that says whose card failed."""
-    try:
-        yield
-    except CardError:
-        raise
-    except Exception as error:
-        raise CardError(f"{name} must answer, not fail: {first_line(error)}") from error
+@dataclass(frozen=True)
+class Answering:
+    """Lets what a vendor's package raises come as a line of ours that says whose card failed."""
+
+    name: str
+
+    def __enter__(self) -> None:
+        """Nothing is given."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, CardError):
+            raise CardError(f"{self.name} must answer, not fail: {first_line(error)}") from error
 
 
 class Memory(Protocol):

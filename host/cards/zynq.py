@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from alula.boards.register import Entry, arguments, entries
 from alula.compiler.program import Program
 from alula.host.cards.link import (
+    Answering,
     CardError,
     Found,
     Health,
     Limit,
     Value,
-    answering,
     first_line,
 )
 from alula.host.cards.lock import Lock, in_use
@@ -40,7 +40,6 @@ KIND = "pynq"
 MEMINFO = Path("/proc/meminfo")
 THERMAL = Path("/sys/class/thermal")
 _SPIN_SECONDS, _SLEEP_SECONDS = 0.0005, 0.0001  # looked at without a pause, and with
-_Result = TypeVar("_Result")
 
 
 def missing() -> str:
@@ -122,13 +121,13 @@ class Buffer:
         return int(self.array.device_address)
 
     def write(self, start: int, data: NDArray[np.uint8]) -> None:
-        with answering(KIND):
+        with Answering(KIND):
             part = self.array[start:start + data.size]
             part[:] = data
             part.flush()
 
     def read(self, start: int, size: int) -> NDArray[np.uint8]:
-        with answering(KIND):
+        with Answering(KIND):
             part = self.array[start:start + size]
             part.invalidate()
             return np.array(part, np.uint8, copy=True, subok=False)
@@ -167,7 +166,7 @@ class ZynqLink:
 
         pynq = _pynq()
         kind = VLNV.rpartition(":")[0]
-        with answering(KIND):
+        with Answering(KIND):
             self.overlay = pynq.Overlay(str(self.bundle.bitstream.resolve()))
             blocks = [block for block in self.overlay.ip_dict.values()
                       if str(block.get("type", "")).startswith(kind)]
@@ -208,47 +207,44 @@ class ZynqLink:
         for entry in self.arguments:
             value = arguments[entry.name]
             if self._given.get(entry.name) is not value:
-                self._ask(lambda entry=entry, value=value: self._write(entry, value))
+                self.write_register(entry, value)
                 self._given[entry.name] = value
-        self._ask(lambda: self.registers_at.write(int(Register.CTRL), 1 << Ctrl.START))
+        self._write(Register.CTRL, 32, 1 << Ctrl.START)
 
     def wait(self, seconds: float) -> bool:
         """Look until the run is done; an interrupt would cost more than a run of a small model."""
         begun = time.monotonic()
-        while not self._ask(lambda: self.registers_at.read(int(Register.CTRL))) >> Ctrl.DONE & 1:
+        while not self._read(Register.CTRL, 32) >> Ctrl.DONE & 1:
             waited = time.monotonic() - begun
             if waited > seconds:
                 return False
             if waited > _SPIN_SECONDS:
                 time.sleep(_SLEEP_SECONDS)
-        self._ask(lambda: self.registers_at.write(int(Register.CTRL), 1 << Ctrl.CONTINUE))
+        self._write(Register.CTRL, 32, 1 << Ctrl.CONTINUE)
         return True
 
     def write_register(self, entry: Entry, value: Value) -> None:
         """Write an argument; the next run has the one that :meth:`start` is given again."""
         self._given.pop(entry.name, None)
-        self._ask(lambda: self._write(entry, value))
-
-    def read_register(self, entry: Entry) -> int:
-        return self._ask(lambda: self._read(entry.offset, entry.bits))
-
-    def _write(self, entry: Entry, value: Value) -> None:
-        """Write a register, 64 bits as two words; PYNQ takes Python's own integers only."""
-        number = value.address if isinstance(value, Buffer) else int(value)  # type: ignore[call-overload]
+        number = value if isinstance(value, int) else cast(Buffer, value).address
         if not 0 <= number < 1 << entry.bits:
             raise CardError(f"argument {entry.name} must be below 2**{entry.bits}, not {number}")
-        for at in range(entry.bits // 32):
-            self.registers_at.write(entry.offset + 4 * at, number >> 32 * at & 0xFFFF_FFFF)
+        self._write(entry.offset, entry.bits, number)
+
+    def read_register(self, entry: Entry) -> int:
+        return self._read(entry.offset, entry.bits)
+
+    def _write(self, offset: int, bits: int, number: int) -> None:
+        """Write a register by words; PYNQ takes Python's own integers only."""
+        with Answering(KIND):
+            for at in range(bits // 32):
+                self.registers_at.write(int(offset) + 4 * at, number >> 32 * at & 0xFFFF_FFFF)
 
     def _read(self, offset: int, bits: int) -> int:
         """Read a register by words: a bus of 32 bits has no longer ones."""
-        return sum(self.registers_at.read(int(offset) + 4 * at) << 32 * at
-                   for at in range(bits // 32))
-
-    def _ask(self, action: Callable[[], _Result]) -> _Result:
-        with answering(KIND):
-            return action()
-        raise AssertionError
+        with Answering(KIND):
+            return sum(self.registers_at.read(int(offset) + 4 * at) << 32 * at
+                       for at in range(bits // 32))
 
     def registers(self) -> dict[str, int]:
         return {entry.name: self.read_register(entry)
@@ -260,7 +256,8 @@ class ZynqLink:
     def reset(self) -> None:
         """Program the logic again; its bus may still owe answers, which only a reboot forgets."""
         self._given = {}
-        self._ask(self.overlay.download)
+        with Answering(KIND):
+            self.overlay.download()
 
     def close(self) -> None:
         self._given = {}
