@@ -390,7 +390,7 @@ def _generate(screen: Screen, device: AnyDevice, prompt: str,
     screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s")
     if device.counters and before and len(tokens) > 1:
         costs = figures(program, device.counters - before, len(tokens) - 1)
-        screen.table("Simulated hardware, a token at a time", ("", ""),
+        screen.table("The hardware, a token at a time", ("", ""),
                      [(name.replace("_", " "), _figure(value)) for name, value in costs.items()])
         facts |= costs
     if isinstance(device, Compared):

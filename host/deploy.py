@@ -29,7 +29,7 @@ from alula.boards.manifest import ManifestError
 from alula.compiler.program import load as load_program
 from alula.host import vectors
 from alula.host.cards.bundles import Bundle, load as load_bundle
-from alula.host.cards.selftest import test_vectors
+from alula.host.cards.selftest import vectors_folder
 from alula.host.remote import Host, RemoteError
 
 BUNDLE, PROGRAM, ENVIRONMENT = "bundle", "model.alula", "venv"
@@ -131,7 +131,7 @@ def check(board: str, bundle: Path, program: Path | None) -> Bundle:
     if found.manifest.board != board:
         raise ManifestError(f"{bundle} must be a bundle for {board}, not for "
                             f"{found.manifest.board}; name the other board, or another --bundle")
-    vectors.read(test_vectors(found))
+    vectors.read(vectors_folder(found))
     manifests.check(found.manifest, found.manifest.arch)
     if program is not None:
         manifests.check(found.manifest, load_program(program).arch)

@@ -272,7 +272,7 @@ class AlveoLink:
         with Answering(self.name):
             for at, entry in enumerate(self._entries):
                 value = arguments[entry.name]
-                if self._given.get(at) is not value:
+                if self._given.get(at) != value:
                     self.run.set_arg(at, value.bo if isinstance(value, Buffer)
                                      else scalar(entry.name, value))
                     self._given[at] = value

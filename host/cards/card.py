@@ -15,7 +15,7 @@ from alula.compiler.program import Program
 from alula.host.cards import status
 from alula.host.cards.link import CardError, CardHung, Limit, Link, Memory, Value
 from alula.host.device import Counters, Report
-from alula.hw import csr, isa
+from alula.hw import csr, isa, layout
 from alula.hw.isa import WORD_BYTES
 
 LOG = logging.getLogger("alula")
@@ -39,7 +39,7 @@ class Card:
         self.program, self.link, self.limit, self.name = program, link, limit, link.name
         self.counters = Counters()
         self._finalizer = weakref.finalize(self, link.close)
-        self._hung = False
+        self._hung, self._repeats = False, 1  # of the step table that was written last
         try:
             self._load(report)
         except BaseException:
@@ -83,12 +83,13 @@ class Card:
             "control": self.control, "status": self.status,
             "program": program.memory.program.start // WORD_BYTES,
             "instructions": len(program.instructions),
-            "watchdog": self.limit.clocks(program.arch.clock_hz),
         }
         return values | {f"lane_{at}": lane for at, lane in enumerate(self.lanes)}
 
     def write(self, start: int, data: bytes) -> None:
         self._check(start, len(data))
+        if start == self.program.memory.step.start and len(data) >= layout.STEP_HEADER.itemsize:
+            self._repeats = int(np.frombuffer(data, layout.STEP_HEADER, 1)["repeats"][0])
         self.control.write(start, np.frombuffer(data, np.uint8))
 
     def read(self, start: int, size: int) -> NDArray[np.uint8]:
@@ -106,11 +107,12 @@ class Card:
     def step(self) -> None:
         self._check(0, 0)
         begun, runs = time.perf_counter(), int(self._record["runs"][0])
-        self.link.start(self._arguments)
-        if not self.link.wait(self.limit.patience(self.program.arch.clock_hz)):
+        patience = self.limit.patience(self._repeats)
+        self.link.start(self._arguments | {
+            "watchdog": self.limit.clocks(self.program.arch.clock_hz, self._repeats)})
+        if not self.link.wait(patience):
             self._hung = True
-            raise CardHung(f"{self.name} must end a run within "
-                           f"{self.limit.patience(self.program.arch.clock_hz):g} s, not later: "
+            raise CardHung(f"{self.name} must end a run within {patience:g} s, not later: "
                            f"{self._stall()}; the driver resets the card")
         before, self._record = self._record, self._read_record()
         record = self._record[0]

@@ -56,10 +56,10 @@ Value = Memory | int
 
 @dataclass(frozen=True)
 class Limit:
-    """How long a run may take.
+    """How long a run may take: ``seconds`` for each of its greedy steps.
 
-    After ``seconds`` the accelerator's watchdog stops the run. A host that has waited twice as
-    long, for clocks may be slower than planned, and ``grace`` more takes the card for hung.
+    Then the accelerator's watchdog stops it. A host that has waited twice as long, for clocks may
+    be slower than planned, and ``grace`` more takes the card for hung.
     """
 
     seconds: float = 5.0
@@ -71,13 +71,14 @@ class Limit:
                 raise ValueError(f"{name} must be above 0 and at most 3600, not "
                                  f"{getattr(self, name)}")
 
-    def clocks(self, clock_hz: int) -> int:
-        """Return the watchdog's clocks."""
-        return max(1, min(round(self.seconds * clock_hz), SCALAR_LIMIT - 1))
+    def clocks(self, clock_hz: int, repeats: int = 1) -> int:
+        """Return the watchdog's clocks; 0, which is none, if they are more than XRT can pass."""
+        clocks = max(1, round(self.seconds * repeats * clock_hz))
+        return clocks if clocks < SCALAR_LIMIT else 0
 
-    def patience(self, clock_hz: int) -> float:
+    def patience(self, repeats: int = 1) -> float:
         """Return how many seconds a host waits."""
-        return 2 * self.clocks(clock_hz) / clock_hz + self.grace
+        return 2 * self.seconds * repeats + self.grace
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,15 @@ class Lock:
 def in_use(key: str) -> bool:
     """Whether somebody has a card open."""
     try:
-        lock = Lock("", key)
-    except CardError:
+        file = os.open(lock_path(key), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
         return True
-    lock.close()
+    finally:
+        os.close(file)
     return False
 
 
@@ -63,10 +68,11 @@ def _open(path: Path) -> int:
     Not by one call: in a folder that all may write to, Linux lets nobody *create* what another has.
     """
     try:
-        return os.open(path, os.O_RDWR)
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
-        made = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        made = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT, 0o666)
         os.fchmod(made, 0o666)
         return made
-    except PermissionError:
-        raise CardError(f"{path} must be a file that can be locked; remove it") from None
+    except OSError as error:
+        raise CardError(f"{path} must be a file that can be locked, not fail: {error.strerror}; "
+                        "remove it") from None

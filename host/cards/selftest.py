@@ -59,7 +59,7 @@ def bundle_of(name: str) -> Bundle:
     raise CardError(f"a bundle for {kind} must be in {folder()}, not none; name one: {kind}@DIR")
 
 
-def test_vectors(bundle: Bundle) -> Path:
+def vectors_folder(bundle: Bundle) -> Path:
     """Return the folder of a bundle's vectors; raise ManifestError if it has none."""
     if bundle.manifest.selftest is None:
         raise ManifestError(f"{bundle.folder} must have vectors for a self-test, not none; build "
@@ -76,7 +76,7 @@ def run(name: str, report: Report) -> Iterator[Check]:
         If the card cannot be opened with its bundle; then nothing was tested.
     """
     bundle = bundle_of(name)
-    program, wanted = vectors.read(test_vectors(bundle))
+    program, wanted = vectors.read(vectors_folder(bundle))
     module = import_module(CARDS[bundle.kind])
     where = place.Place(place.parse(name)[1].index, bundle.folder)
     report("open the card", 0)

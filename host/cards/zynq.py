@@ -1,4 +1,4 @@
-"""Zynq boards by PYNQ, 2.7 to 4.0: an overlay, its registers, and contiguous memory.
+"""Zynq boards by PYNQ: an overlay, its registers, and contiguous memory.
 
 Host and accelerator share the memory, but the accelerator's ports do not see the processor's
 caches: what the host writes is flushed, and what it reads is invalidated first.
@@ -206,7 +206,7 @@ class ZynqLink:
     def start(self, arguments: Mapping[str, Value]) -> None:
         for entry in self.arguments:
             value = arguments[entry.name]
-            if self._given.get(entry.name) is not value:
+            if self._given.get(entry.name) != value:
                 self.write_register(entry, value)
                 self._given[entry.name] = value
         self._write(Register.CTRL, 32, 1 << Ctrl.START)

@@ -21,7 +21,7 @@ from alula.host.cards import alveo
 from alula.host.cards.link import CardError, Health, Limit
 from alula.host.cards.place import Place, parse
 from alula.host.choice import NoDevice
-from alula.host.session import Session
+from alula.host.session import Row, Session
 from alula.hw import isa
 from alula.hw.arch import SIM
 
@@ -322,9 +322,18 @@ def test_limit_wrong(options, message):
         Limit(**options)
 
 
-def test_watchdog_is_what_xrt_can_pass():
-    assert Limit(seconds=3600).clocks(225_000_000) == (1 << 31) - 1
-    assert Limit(seconds=3600).patience(225_000_000) == pytest.approx(21.1, abs=0.1)
+def test_limit_is_of_a_greedy_step(program, folder, card):
+    """A run of several steps has more time, in the accelerator and on the host."""
+    assert Limit(seconds=2).clocks(225_000_000) == 450_000_000
+    assert Limit(seconds=2).clocks(225_000_000, 5) == 0  # more than XRT can pass: no watchdog
+    assert Limit(seconds=2, grace=1).patience(5) == 21
+    with closing(opener(folder, Limit(seconds=1))(program)) as device:
+        session = Session(device)
+        session.open()
+        session.step([Row(0, 5, 0)])
+        assert 200_000_000 in device.link.run.values
+        session.step([Row(0, 6, 1)], repeats=3)
+        assert 600_000_000 in device.link.run.values
 
 
 @pytest.mark.parametrize("name, place", [
