@@ -53,7 +53,7 @@ def missing() -> str:
     """Return why XRT's binding cannot be loaded; an empty text if it can."""
     try:
         importlib.import_module("pyxrt")
-    except ImportError as error:
+    except Exception as error:  # a binding for another system fails in many ways
         mine = f"{sys.version_info.major}.{sys.version_info.minor}"
         built = _built_for()
         if built and mine not in built:
@@ -120,12 +120,13 @@ def _open(bundle: Bundle, index: int | None) -> AlveoLink:
 
 
 def found() -> list[Found]:
-    """Return the cards of this machine; none where XRT is not there."""
+    """Return the cards of this machine that answer; none where XRT is not there."""
     if missing():
         return []
-    pyxrt = _pyxrt()
-    cards = []
-    for index in range(_count()):
+    pyxrt, cards, count = _pyxrt(), [], 0
+    with suppress(CardError):
+        count = _count()
+    for index in range(count):
         with suppress(CardError), Answering(_named(index)):
             card = pyxrt.device(index)
             address = _info(card, "bdf")

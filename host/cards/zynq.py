@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,7 +47,7 @@ def missing() -> str:
     """Return why PYNQ cannot be loaded; an empty text if it can."""
     try:
         importlib.import_module("pynq")
-    except ImportError as error:
+    except Exception as error:  # what PYNQ needs of a board is missing in many ways
         return (f"pynq must be importable, not fail: {first_line(error)}; run Alula in the board's "
                 "PYNQ environment")
     return ""
@@ -61,7 +62,7 @@ def probe(program: Program) -> str:
 
 
 def _present() -> bool:
-    with suppress(Exception):  # how it says that there is none differs by version
+    with suppress(Exception), _unwarned():  # how it says that there is none differs by version
         return bool(_pynq().Device.devices)
     return False
 
@@ -92,6 +93,14 @@ def _pynq() -> Any:
     return importlib.import_module("pynq")
 
 
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Let PYNQ not warn of what was only asked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_health() -> Health:
     """Return the logic's clock, the hottest sensor, and the power of the board's supply.
 
@@ -101,7 +110,7 @@ def read_health() -> Health:
     clock = power = temperature = None
     with suppress(Exception):  # a board without such a clock, or without sensors
         clock = float(_pynq().Clocks.fclk0_mhz)
-    with suppress(Exception):
+    with suppress(Exception), _unwarned():
         power = max(float(rail.power.value) for rail in _pynq().get_rails().values()
                     if rail.power is not None)
     with suppress(OSError, ValueError):

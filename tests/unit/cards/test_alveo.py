@@ -101,6 +101,15 @@ def test_health_and_enumeration(pyxrt, program, folder):
     assert not alveo.found()[0].in_use
 
 
+def test_enumeration_when_xrt_fails(program, pyxrt, monkeypatch):
+    """A driver that is not loaded stops nobody from listing what else is there."""
+    def fail():
+        raise RuntimeError("No xocl\nkernel module")
+    monkeypatch.setattr(pyxrt, "enumerate_devices", fail)
+    assert alveo.found() == []
+    refused(program, "alveo", "^XRT must answer, not fail: No xocl$")
+
+
 # What is refused.
 
 
