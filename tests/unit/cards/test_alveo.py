@@ -237,6 +237,11 @@ def vanish(card):
     card.gone = True
 
 
+def unplug(card):
+    """The run ends, and then there is no card to read from."""
+    card.fabric.run = lambda clocks: setattr(card, "gone", True) or True
+
+
 def hang(card):
     card.fabric.silence()
     card.clocks_per_ms = 100_000
@@ -269,6 +274,7 @@ FAULTS = {
                "clocks",
     vanish: "CardError: alveo:0 must complete a run, not end it in state .*ABORT; see the log of "
             "XRT, and dmesg",
+    unplug: "CardError: alveo:0 must answer, not fail: No such device",
     hang: r"CardHung: alveo:0 must end a run within 0\.005 s, not later: run \d+ was the last to "
           r"end, with NONE at instruction \d+ \(SYS\.End\); the driver resets the card",
     slow: r"CardError: alveo:0 must end a run without an error, not with WATCHDOG at instruction "
@@ -290,7 +296,9 @@ def test_fault(fault, program, golden, folder, card, pyxrt, xrt_smi, monkeypatch
         assert re.fullmatch(f"alveo:0 failed: {FAULTS[fault]}; golden goes on",
                             llm.device_report[2])
     assert [tuple(one) for one in chunks] == golden
-    card.gone, card.before_start, card.clocks_per_ms = False, lambda card: None, 200_000
+    if card.gone:  # it comes back without its logic
+        card.gone, card.loaded = False, None
+    card.before_start, card.clocks_per_ms = lambda card: None, 200_000
     if fault is bus_error:
         card.fabric.rtl.deny(2, 0, 0)
     if fault is slow:

@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[3]
 SERVERS = {"asyncssh": ssh.asyncssh_machine, "openssh": ssh.openssh_machine}
 
 
-def environment():
+def environment(root):
     """Return what the far side has: this machine's tools, and the stand-ins for drivers."""
     tests = ROOT / "tests"
     return {"PATH": os.environ["PATH"], "PYTHONPATH": f"{tests}:{tests / 'standins'}",
-            "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "TMPDIR": "/tmp"}
+            "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "TMPDIR": str(root)}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def file(program, tmp_path_factory):
 @pytest.fixture
 def machine(tmp_path):
     pytest.importorskip("asyncssh", reason="asyncssh must be installed; extra [dev]")
-    with ssh.asyncssh_machine(tmp_path, environment()) as found:
+    with ssh.asyncssh_machine(tmp_path, environment(tmp_path)) as found:
         yield found
 
 
@@ -66,7 +66,7 @@ def test_deploy(server, folder, file, tmp_path):
     """From a bundle here to a service there, by ssh, with an environment of its own."""
     if server == "asyncssh":
         pytest.importorskip("asyncssh", reason="asyncssh must be installed; extra [dev]")
-    with SERVERS[server](tmp_path, environment()) as machine:
+    with SERVERS[server](tmp_path, environment(tmp_path)) as machine:
         done = alula("deploy", "u55c", "--bundle", folder, "--program", file, *machine.arguments,
                      "--folder", "apps/alula", "--python", sys.executable, "--offline",
                      "--serve-port", 8100, "--json")
@@ -88,7 +88,7 @@ def test_deploy(server, folder, file, tmp_path):
     told = subprocess.run([place / "venv" / "bin" / "python", "-c",
                            "import alula.host.cards as cards; print(cards.__file__)"],
                           capture_output=True, text=True, check=True, cwd=place,
-                          env=environment()).stdout
+                          env=environment(tmp_path)).stdout
     assert told.startswith(f"{place}/venv/lib/")
 
 
