@@ -24,6 +24,7 @@ from alula.host.choice import NoDevice
 from alula.host.session import Row, Session
 from alula.hw import isa
 from alula.hw.arch import SIM
+from alula.hw.csr import Register
 
 
 @pytest.fixture
@@ -233,6 +234,13 @@ def bus_error(card):
     card.fabric.deny("m_axi_lane_1")
 
 
+def corrupt(card):
+    """An instruction in the card's memory becomes none."""
+    control = card.memories[-4][2]()  # allocated before two lanes' and the status
+    start = card.fabric.rtl.read_register(Register.PROGRAM) * isa.WORD_BYTES
+    control[start + 10 * isa.INSTRUCTION_BYTES] = 0xFF
+
+
 def vanish(card):
     card.gone = True
 
@@ -272,6 +280,9 @@ FAULTS = {
     bus_error: r"CardError: alveo:0 must end a run without an error, not with LANE at instruction "
                r"\d+ \(LD\.\w+ .*\), where a lane's memory gave a bus error; run \d+, [\d,]+ "
                "clocks",
+    corrupt: r"CardError: alveo:0 must end a run without an error, not with OPCODE at instruction "
+             r"10 \(.*\), where it is none of the instruction set's; the program in memory was "
+             r"changed; run 3, [\d,]+ clocks",
     vanish: "CardError: alveo:0 must complete a run, not end it in state .*ABORT; see the log of "
             "XRT, and dmesg",
     unplug: "CardError: alveo:0 must answer, not fail: No such device",
