@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import operator
 import re
 import shutil
@@ -46,6 +47,7 @@ KIND = "alveo"
 LOG = logging.getLogger("alula")
 RESET_COMMANDS = ("xrt-smi", "xbutil")  # the second is what XRT before 2.18 calls it
 RESET_SECONDS = 120
+WAIT_MS = 2
 _INSTALLED = Path("/opt/xilinx/xrt/python")  # where XRT puts the binding
 
 
@@ -280,9 +282,13 @@ class AlveoLink:
             self.run.start()
 
     def wait(self, seconds: float) -> bool:
+        """Wait in slices: XRT's binding keeps Python's lock, and so all other threads, meanwhile.
+        """
         states = _pyxrt().ert_cmd_state
+        state, left = states.ERT_CMD_STATE_TIMEOUT, math.ceil(1000 * seconds / WAIT_MS)
         with Answering(self.name):
-            state = self.run.wait(max(1, round(1000 * seconds)))
+            while state == states.ERT_CMD_STATE_TIMEOUT and left > 0:
+                state, left = self.run.wait(WAIT_MS), left - 1
         if state == states.ERT_CMD_STATE_COMPLETED:
             return True
         if state == states.ERT_CMD_STATE_TIMEOUT:
