@@ -85,24 +85,33 @@ def run(name: str, report: Report) -> Iterator[Check]:
         yield Check("bundle", True, f"{bundle.manifest.board}, {program.arch.name}, "
                     f"{program.arch.lanes} lanes, architecture {program.arch.hash}")
         report("read the registers", 0)
-        yield _registers(card.link)
+        yield from _told("registers", _registers(card.link))
         report("write patterns to the memories", 0)
-        yield from _memories(card, program.arch.lanes)
+        yield from _told("memories", _memories(card, program.arch.lanes))
         report("run the golden vectors", 0)
-        yield from _vectors(card, wanted)
+        yield from _told("vectors", _vectors(card, wanted))
         yield _health(card.link)
     finally:
         card.close()
 
 
-def _registers(link: Link) -> Check:
+def _told(name: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """Yield checks; a card that fails in the middle of them is one that is wrong."""
+    try:
+        yield from checks
+    except CardError as error:
+        yield Check(name, False, str(error))
+
+
+def _registers(link: Link) -> Iterator[Check]:
     if not isinstance(link, ZynqLink):
-        return Check("registers", None, "XRT lets nobody read them; the vectors' runs use them")
+        yield Check("registers", None, "XRT lets nobody read them; the vectors' runs use them")
+        return
     wrong = [f"{entry.name} {found:#x} for {wanted:#x}" for entry in link.arguments
              for wanted in _WRITTEN for found in [_written(link, entry, wanted)] if found != wanted]
     known = link.registers()
-    return Check("registers", not wrong, "; ".join(wrong) or
-                 f"{len(link.arguments)} written and read, hash {known['hash']:016x}")
+    yield Check("registers", not wrong, "; ".join(wrong) or
+                f"{len(link.arguments)} written and read, hash {known['hash']:016x}")
 
 
 def _written(link: ZynqLink, entry: Entry, value: int) -> int:

@@ -81,6 +81,15 @@ def test_wrong_weights(folders, pyxrt, tmp_path):
     assert not check.ok and check.found.startswith("step 1: logits must hash to 0000000000000000, ")
 
 
+def test_card_fails_at_work(folders, pyxrt):
+    """A bus error is told as the other checks are, and they as well."""
+    pyxrt.CARDS[0].before_start = lambda card: card.fabric.deny("m_axi_lane_0")
+    found = outcome(f"alveo@{folders['u55c']}")
+    assert found["memories"].ok and not found["vectors"].ok and found["sensors"].ok
+    assert found["vectors"].found.startswith("alveo:0 must end a run without an error, not with "
+                                             "LANE at instruction ")
+
+
 def test_bad_register(folders, pynq, monkeypatch):
     """A bit of a register that cannot be written."""
     write = pynq.MMIO.write
