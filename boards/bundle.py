@@ -126,11 +126,13 @@ def run(board: Board, folder: Path, version: str, report: Report) -> Manifest:
         raise ToolError(f"{board.tool.name} must end well, not with {process.returncode}; "
                         f"see {log}")
     made = manifests.load(folder)
-    if not (folder / made.bitstream).is_file():
-        raise ToolError(f"{board.tool.name} must write {folder / made.bitstream}; see {log}")
+    result = folder / made.bitstream
+    if not result.is_file():
+        raise ToolError(f"{board.tool.name} must write {result}; see {log}")
     outcome = reports.read(folder)
     made = made.model_copy(update={
-        "tool_version": version, "slack_ns": outcome.timing.setup_ns,
+        "tool_version": version, "bitstream_bytes": result.stat().st_size,
+        "bitstream_hash": manifests.file_hash(result), "slack_ns": outcome.timing.setup_ns,
         "utilization": {what: round(one.share, 4) for what, one in outcome.used.items()}})
     manifests.save(made, folder)
     return made

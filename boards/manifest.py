@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Final, Literal
 
@@ -35,6 +36,8 @@ class Manifest(BaseModel):
         The memory behind each AXI master.
     bitstream
         What to load, below the folder; it exists once the tool has run.
+    bitstream_bytes, bitstream_hash
+        Its size and its SHA-256 when the tool had made it; nothing until then.
     selftest
         Folder of the self-test's vectors, below the folder; None if the bundle has none.
     """
@@ -55,7 +58,15 @@ class Manifest(BaseModel):
     utilization: dict[str, float] | None = None
     slack_ns: float | None = None
     bitstream: str
+    bitstream_bytes: int | None = None
+    bitstream_hash: str | None = None
     selftest: str | None = None
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(manifest: Manifest, folder: Path) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from alula.boards import bundle, reports
+from alula.boards import bundle, manifest as manifests, reports
 from alula.boards.board import Board
 from alula.boards.bundle import LOG, ToolError
 from alula.boards.catalogue import BOARDS, board as find
 from alula.boards.estimate import check_room, describe, estimate
 from alula.compiler.recipe import parse
+from alula.host import vectors
+from alula.host.cards.found import cards_here, measured
 from alula.host.fits import fitting
 from alula.host.screen import Screen
 from alula.hw.arch import GIB, ArchConfig
 
 RECIPE, CONTEXT = "w4g128", 512  # what `alula boards` counts models with
 STAGES = 3  # of build.sh
+SELFTEST_STEPS = 5
 
 
 def boards(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -35,7 +39,16 @@ def boards(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         screen.text(f"\n{fact['title']}, {fact['part']}\n"
                     f"  memory holds, of the known models at {RECIPE} with {CONTEXT} tokens: "
                     f"{models}\n" + "".join(f"  {limit}\n" for limit in fact["limits"]))
-    screen.result({"recipe": RECIPE, "context": CONTEXT, "boards": facts})
+    cards = cards_here()
+    if cards:
+        screen.table("Cards of this machine", (
+            "device", "platform", "address", "in use", "clock", "temperature", "power"),
+            [(card.name, card.platform, card.address, "yes" if card.in_use else "no",
+              *measured(card).values()) for card in cards])
+    else:
+        screen.text("\nNo card answers on this machine; alula doctor says what is missing\n")
+    screen.result({"cards": [asdict(card) for card in cards], "recipe": RECIPE,
+                   "context": CONTEXT, "boards": facts})
 
 
 def _facts(board: Board) -> dict[str, Any]:
@@ -75,9 +88,12 @@ def build(name: Annotated[str, typer.Argument(
     screen = Screen(as_json=as_json, quiet=quiet)
     absent = bundle.missing_commands(board)
     runs = not files_only and not absent
-    with screen.steps(1 + (STAGES if runs else 0)) as steps:
+    with screen.steps(2 + (STAGES if runs else 0)) as steps:
         steps.begin("write the Verilog and the scripts")
         manifest = bundle.write(board, arch, out)
+        steps.begin("make the self-test's vectors")
+        manifest = manifest.model_copy(update={"selftest": vectors.write(arch, out)})
+        manifests.save(manifest, out)
         if runs:
             try:
                 manifest = bundle.run(board, out, bundle.tool_version(board),
@@ -115,3 +131,24 @@ def _tell(screen: Screen, board: Board, arch: ArchConfig, out: Path, absent: lis
                     f"The files are in {out}; run sh build.sh there")
     else:
         screen.note(f"log of the tool: {out / LOG}")
+
+
+def selftest(device: Annotated[str, typer.Argument(
+                 metavar="CARD", help="alveo, alveo:1, pynq; alveo:1@BUNDLE names its bundle.")],
+             as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+             = False,
+             quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+             = False) -> None:
+    """Test a card: registers, memories, golden vectors, bandwidth. Exits with 1 if any is wrong."""
+    from alula.host.cards.selftest import run
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    with screen.steps(SELFTEST_STEPS) as steps:
+        checks = list(run(device, steps.begin))
+        steps.finish()
+    screen.table(f"Self-test of {device}", ("check", "outcome", "found"),
+                 [(check.name, check.outcome, check.found) for check in checks])
+    good = all(check.ok is not False for check in checks)
+    screen.result({"device": device, "good": good, "checks": [asdict(check) for check in checks]})
+    if not good:
+        raise typer.Exit(1)

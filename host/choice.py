@@ -3,7 +3,8 @@
 A kind of device is a module of :mod:`alula.host` that is loaded when its turn comes. It may have a
 function ``probe(program)``, which returns why the device cannot run the program here, or an empty
 text if it can; and ``open_device(program)``, which returns the device. Without the latter,
-:func:`alula.host.device.open_device` opens it by its name.
+:func:`alula.host.device.open_device` opens it by its name. A card may be named with its number and
+its bundle: ``alveo:1@DIR`` (:mod:`alula.host.cards.place`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.compiler.program import Program
+from alula.host.cards import place
 from alula.host.compared import Mismatch
-from alula.host.device import DEVICES, Counters, Device, open_device
+from alula.host.device import CARDS, DEVICES, Counters, Device, open_device
 
 LOG = logging.getLogger("alula")
 
@@ -30,11 +32,11 @@ class Kind:
 
     name: str
     module: str
+    is_card: bool = False
 
 
 KINDS = (  # in the order that ``auto`` asks them; the golden model needs nothing and is the slowest
-    Kind("alveo", "alula.host.alveo"),
-    Kind("pynq", "alula.host.pynq"),
+    *(Kind(name, module, is_card=True) for name, module in CARDS.items()),
     Kind("cuda", "alula.host.gpu"),
     Kind("cpu", "alula.host.cpu"),
     Kind("golden", "alula.host.device"),
@@ -76,6 +78,15 @@ class Guarded:
 
     def step(self) -> None:
         self._try(self.device.step)
+
+    def close(self) -> None:
+        """Give up what the device holds, if it holds anything; that it fails there is no matter."""
+        close = getattr(self.device, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception as error:
+                LOG.warning("%s: %s", self.name, error)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -140,11 +151,7 @@ class Devices:
 
     def _open(self, wanted: Wanted) -> Device:
         if isinstance(wanted, str):
-            kind = next((kind for kind in KINDS if kind.name == wanted), None)
-            if kind is None and wanted not in DEVICES[1:]:
-                names = dict.fromkeys(["auto", *(kind.name for kind in KINDS), *DEVICES[1:]])
-                raise ValueError(f"device must be one of {', '.join(names)}, not {wanted!r}")
-            return _open_kind(kind, self.program) if kind else open_device(wanted, self.program)
+            return _open_named(wanted, self.program)
         if callable(wanted):
             return wanted(self.program)
         device = wanted
@@ -157,15 +164,27 @@ def _name(wanted: Wanted) -> str:
     return wanted if isinstance(wanted, str) else getattr(wanted, "name", "device")
 
 
-def _open_kind(kind: Kind, program: Program) -> Device:
+def _open_named(name: str, program: Program) -> Device:
+    kind = next((kind for kind in KINDS if kind.name == name
+                 or (kind.is_card and kind.name == place.kind_of(name))), None)
+    if kind is not None:
+        return _open_kind(kind, name, program)
+    if name not in DEVICES[1:]:
+        names = dict.fromkeys(["auto", *(kind.name for kind in KINDS), *DEVICES[1:]])
+        raise ValueError(f"device must be one of {', '.join(names)}, not {name!r}")
+    return open_device(name, program)
+
+
+def _open_kind(kind: Kind, name: str, program: Program) -> Device:
     if find_spec(kind.module) is None:
         raise NoDevice(f"this version of Alula has no {kind.name} device")
     module = import_module(kind.module)
+    where = place.parse(name)[1]
     why = getattr(module, "probe", lambda program: "")(program)
     if why:
         raise NoDevice(why)
     own = getattr(module, "open_device", None)
     if own is None or own is open_device:
         return open_device(kind.name, program)
-    device: Device = own(program)
+    device: Device = own(program, where) if kind.is_card else own(program)
     return device

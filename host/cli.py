@@ -25,10 +25,13 @@ from alula.compiler.program import Program, load, save
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES, shape_graph
 from alula.compiler.verify import verify
-from alula.host.boards_command import boards, build as build_board
+from alula.host.boards_command import boards, build as build_board, selftest
+from alula.host.cards.place import kind_of
 from alula.host.choice import Devices, NoDevice
 from alula.host.compared import Compared, Mismatch
+from alula.host.deploy_command import deploy
 from alula.host.device import (
+    CARDS,
     DEVICES,
     Device as AnyDevice,
     GoldenDevice,
@@ -74,7 +77,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")]
 Device = Annotated[str, typer.Option(
     help="What runs the program: rtl (the hardware, simulated), golden (the software model that "
-         "defines every bit), cpu (the same bits, fast), or auto: rtl where it can be built.")]
+         "defines every bit), cpu (the same bits, fast), alveo, pynq (boards; alveo:1@BUNDLE names "
+         "one), or auto: rtl where it can be built.")]
 Check = Annotated[bool, typer.Option(
     help="Run the golden model beside it and compare every logit, to the bit.")]
 Memory = Annotated[str | None, typer.Option(
@@ -97,8 +101,9 @@ Stop = Annotated[list[str] | None, typer.Option(help="Text to stop before; may b
 Seed = Annotated[int, typer.Option(help="Seed of the choice.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the text's end.")]
 ApiDevice = Annotated[str, typer.Option(
-    "--device", help="What runs the program: alveo, pynq, cuda, cpu, rtl, golden; auto: the first "
-                     "of a board, a GPU and the CPU that answers.")]
+    "--device", help="What runs the program: alveo, pynq (alveo:1@BUNDLE names one of several), "
+                     "cuda, cpu, rtl, golden; auto: the first of a board, a GPU and the CPU that "
+                     "answers.")]
 Context = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")]
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences held at a time.")]
 Quantize = Annotated[str | None, typer.Option(
@@ -271,13 +276,13 @@ def _program_facts(program: Program) -> dict[str, Any]:
     }
 
 
-# rtl: described, turned into C++, compiled, started; cpu: kernels, weights, started
-_DEVICE_STEPS = {"golden": 1, "cpu": 3, "rtl": 4}
+# rtl: described, turned into C++, compiled, started; cpu: kernels, weights, started; cards: copied
+_DEVICE_STEPS = {"golden": 1, "cpu": 3, "rtl": 4} | dict.fromkeys(CARDS, 2)
 
 
 def _device_steps(name: str) -> int:
     """Return how many steps opening a device takes, before it is known what ``auto`` means."""
-    return _DEVICE_STEPS.get(name, _DEVICE_STEPS["rtl"])
+    return _DEVICE_STEPS.get(kind_of(name), _DEVICE_STEPS["rtl"])
 
 
 @dataclass(frozen=True)
@@ -293,7 +298,7 @@ class _Simulated:
     def parse(cls, name: str, memory: str | None, *, check: bool = False,
               trace: Path | None = None, start: int = 0,
               clocks: int = Trace.clocks) -> _Simulated:
-        _choice("device", name, DEVICES)
+        _choice("device", kind_of(name), DEVICES)
         found = cls(name, check, MemoryModel.parse(memory) if memory else None,
                     Trace(trace, start, clocks) if trace else None)
         check_simulated(name, found.memory, found.trace)
@@ -385,7 +390,7 @@ def _generate(screen: Screen, device: AnyDevice, prompt: str,
     screen.note(f"{len(tokens)} tokens on {facts['device']}, {rate:.1f} tokens/s")
     if device.counters and before and len(tokens) > 1:
         costs = figures(program, device.counters - before, len(tokens) - 1)
-        screen.table("Simulated hardware, a token at a time", ("", ""),
+        screen.table("The hardware, a token at a time", ("", ""),
                      [(name.replace("_", " "), _figure(value)) for name, value in costs.items()])
         facts |= costs
     if isinstance(device, Compared):
@@ -548,6 +553,8 @@ app.command()(perf)
 app.command()(explore)
 app.command()(boards)
 app.command(name="build")(build_board)
+app.command()(selftest)
+app.command()(deploy)
 
 
 @app.command()

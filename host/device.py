@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.compiler.program import Program
+from alula.host.cards import place
 from alula.sim.golden import Machine
 from alula.sim.memory import MemoryModel
 
@@ -74,7 +76,8 @@ class GoldenDevice:
         self.machine.run()
 
 
-DEVICES = ("auto", "rtl", "golden", "cpu", "cuda")
+CARDS = {"alveo": "alula.host.cards.alveo", "pynq": "alula.host.cards.zynq"}  # and their modules
+DEVICES = ("auto", "rtl", "golden", "cpu", "cuda", *CARDS)
 AUTO_LANES = 4  # larger builds take too long to simulate unless someone asks for it
 Report = Callable[[str, float], Callable[[float], None]]
 
@@ -94,7 +97,7 @@ class Trace:
 
 def resolve(name: str, program: Program) -> tuple[str, str]:
     """Return which device a name means for a program, and why, if that is not plain."""
-    if name not in DEVICES:
+    if place.kind_of(name) not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
     if name != "auto":
         return name, ""
@@ -115,13 +118,15 @@ def resolve(name: str, program: Program) -> tuple[str, str]:
 
 def check_simulated(name: str, memory: MemoryModel | None, trace: Trace | None) -> None:
     """Raise ValueError if what only a simulation has is asked of another device."""
-    if name in ("golden", "cpu", "cuda") and (memory or trace):
+    if name not in ("auto", "rtl") and (memory or trace):
         raise ValueError(f"memory models and traces are for the device rtl, not {name}")
 
 
 def open_device(name: str, program: Program, report: Report | None = None, *,
                 memory: MemoryModel | None = None, trace: Trace | None = None) -> Device:
     """Return a device by its name, not ``auto``, the program loaded.
+
+    Cards may be named with their number and bundle: see :class:`alula.host.cards.place.Place`.
 
     Parameters
     ----------
@@ -146,4 +151,8 @@ def open_device(name: str, program: Program, report: Report | None = None, *,
 
         device: Device = gpu.open_device(program)
         return device
+    kind, where = place.parse(name)
+    if kind in CARDS:
+        card: Device = import_module(CARDS[kind]).open_device(program, where, report=report)
+        return card
     raise ValueError(f"device must be one of {', '.join(DEVICES[1:])}, not {name!r}")

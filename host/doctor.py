@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from alula.host.cards import alveo
+from alula.host.cards.found import cards_here, describe
 from alula.sim.rtl.build import compiler
 
 
@@ -26,7 +26,9 @@ def examine() -> list[dict[str, str]]:
             ("torch", "GPU device; extra [gpu]"), ("triton", "GPU device; extra [gpu]"),
             ("pynq", "Zynq boards; extra [pynq]")):
         found.append((package, _version(package), purpose))
-    found.append(("pyxrt", _pyxrt(), "Alveo boards; comes with XRT, for one Python version"))
+    found.append(("pyxrt", alveo.missing() or "found",
+                  "Alveo boards; comes with XRT, for one Python version"))
+    found += [(card.name, describe(card), "runs programs") for card in cards_here()]
     command = compiler()
     found.append(("C++ compiler", " ".join(command) if command else "not found; install g++, or "
                   "`pip install ziglang`", "RTL simulation"))
@@ -39,9 +41,3 @@ def _version(package: str) -> str:
     except PackageNotFoundError:
         return "not installed"
 
-
-def _pyxrt() -> str:
-    if importlib.util.find_spec("pyxrt") is None:
-        return (f"not found for Python {sys.version_info.major}.{sys.version_info.minor}; source "
-                "XRT's setup.sh")
-    return "found"

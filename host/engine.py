@@ -176,7 +176,8 @@ class Engine:
         self.statistics = Statistics()
         self._numbers = count()
         self._room = True  # pages or a sequence were given back since a job found none
-        self.session = Session(Guarded(devices.open()))
+        self._guarded = Guarded(devices.open())
+        self.session = Session(self._guarded)
 
     @property
     def device(self) -> str:
@@ -239,6 +240,10 @@ class Engine:
     def forget(self) -> None:
         """Empty the prefix cache; jobs at work keep their pages."""
         self.session.cache.clear()
+
+    def close(self) -> None:
+        """Give up what the device holds; there is no step afterwards."""
+        self._guarded.close()
 
     # Who runs.
 
@@ -404,6 +409,7 @@ class Engine:
 
     def _hand_over(self, failure: DeviceFailed) -> None:
         """Go on with the next device: every job starts over from its tokens, in order."""
+        self.close()  # before the next is opened: it may be the same card
         try:
             device = self.devices.open()
         except NoDevice:
@@ -415,7 +421,8 @@ class Engine:
         for job in self.waiting:
             job.sequence, job.fresh = None, False
         self.running = []
-        self.session, self._room = Session(Guarded(device)), True
+        self._guarded = Guarded(device)
+        self.session, self._room = Session(self._guarded), True
         self._count(handovers=1)
 
     def _abandon(self, error: Exception) -> None:

@@ -455,6 +455,7 @@ def _work(engine: Engine, inbox: queue.SimpleQueue[_Command | None]) -> None:
             command(engine)
     for job in [*engine.running, *engine.waiting]:
         engine.cancel(job)
+    engine.close()
 
 
 def _stop(inbox: queue.SimpleQueue[_Command | None], thread: threading.Thread) -> None:

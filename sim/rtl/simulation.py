@@ -34,14 +34,12 @@ class RunError(RuntimeError):
                          f"{error.name} at instruction {index}")
 
 
-class Simulation:
-    """An accelerator that is out of reset.
+class Accelerator:
+    """An accelerator out of reset, as its pins show it: registers, and memories behind ports.
 
-    Port 0 is the control memory's; lane ``i`` is port ``i + 1``. ``patience`` is the most clocks
-    that a run may take, watchdog or not; there is no limit if it is None.
+    Port 0 is the control memory's; lane ``i`` is port ``i + 1``. Time passes in :meth:`wait`, and
+    while a register is read or written.
     """
-
-    patience: int | None = None
 
     def __init__(self, library: Path, arch: ArchConfig) -> None:
         self.arch = arch
@@ -70,11 +68,6 @@ class Simulation:
             self._functions[name] = function
         self._machine = ctypes.c_void_p(self._functions["new"]())
         self._kept: list[NDArray[np.uint8]] = []  # memories must outlive the machine
-        self.status = np.zeros(1, csr.STATUS)
-        self.attach(0, BASE - APART, self.status.view(np.uint8), writable=True)
-        self._write64(Register.STATUS, BASE - APART)
-        self.write_register(Register.GIE, 1)
-        self.write_register(Register.IER, 1)
 
     def __del__(self) -> None:
         if getattr(self, "_machine", None):
@@ -93,21 +86,53 @@ class Simulation:
         """Let some addresses of a port answer with errors; a size of 0 ends it."""
         self._call("deny", port, start, size)
 
-    def set_memory(self, model: MemoryModel) -> None:
-        arch = self.arch
-        for port in range(1 + arch.lanes):
-            self._call("timing", port, model.latency, round(1024 * model.bandwidth),
-                       round(65536 * model.stall), model.seed)
-            if model.dram is not None:
-                values = model.dram.values(arch.clock_hz)
-                self._call("dram", port, 0 if arch.one_memory else port,
-                           arch.lane_ports if port else 1, values.ctypes.data)
+    def timing(self, port: int, latency: int, bandwidth: float, stall: float = 0.0,
+               seed: int = 0) -> None:
+        """Set how a port's memory answers; with a bandwidth of 0, not at all."""
+        self._call("timing", port, latency, round(1024 * bandwidth), round(65536 * stall), seed)
 
     def write_register(self, offset: int, value: int) -> None:
         self._call("write_register", offset, value)
 
     def read_register(self, offset: int) -> int:
         return int(self._call("read_register", offset))
+
+    def wait(self, clocks: int) -> bool:
+        """Run until the interrupt, for at most some clocks; return whether it came."""
+        return bool(self._call("wait", clocks))
+
+    @property
+    def clocks(self) -> int:
+        return int(self._call("clocks"))
+
+    def beats_read(self, port: int) -> int:
+        return int(self._call("read_beats", port))
+
+
+class Simulation(Accelerator):
+    """An accelerator with a host of its own, which runs programs one after another.
+
+    ``patience`` is the most clocks that a run may take, watchdog or not; there is no limit if it
+    is None.
+    """
+
+    patience: int | None = None
+
+    def __init__(self, library: Path, arch: ArchConfig) -> None:
+        super().__init__(library, arch)
+        self.status = np.zeros(1, csr.STATUS)
+        self.attach(0, BASE - APART, self.status.view(np.uint8), writable=True)
+        self._write64(Register.STATUS, BASE - APART)
+        self.write_register(Register.GIE, 1)
+        self.write_register(Register.IER, 1)
+
+    def set_memory(self, model: MemoryModel) -> None:
+        for port in range(1 + self.arch.lanes):
+            self.timing(port, model.latency, model.bandwidth, model.stall, model.seed)
+            if model.dram is not None:
+                values = model.dram.values(self.arch.clock_hz)
+                self._call("dram", port, 0 if self.arch.one_memory else port,
+                           self.arch.lane_ports if port else 1, values.ctypes.data)
 
     def _write64(self, offset: int, value: int) -> None:
         self.write_register(offset, value & 0xFFFF_FFFF)
@@ -126,7 +151,7 @@ class Simulation:
         self.write_register(Register.WATCHDOG, watchdog)
         self.write_register(Register.CTRL, 1 << Ctrl.START)
         begun = self.clocks
-        while not self._call("wait", _SLICE):
+        while not self.wait(_SLICE):
             if self.patience is not None and self.clocks - begun > self.patience:
                 raise TimeoutError(f"a run must end within {self.patience} clocks")
         self.write_register(Register.ISR, 1)
@@ -137,13 +162,6 @@ class Simulation:
         if status["error"]:
             raise RunError(Error(int(status["error"])), int(status["index"]))
         return int(status["cycles"])
-
-    @property
-    def clocks(self) -> int:
-        return int(self._call("clocks"))
-
-    def beats_read(self, port: int) -> int:
-        return int(self._call("read_beats", port))
 
     def watch(self, on: bool) -> None:
         """Begin to note what units and lanes do, forgetting what was noted before; or stop."""

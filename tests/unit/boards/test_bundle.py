@@ -1,5 +1,6 @@
 """Bundles: whole or absent, built by the tool where it is, and Verilog that a tool can read."""
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from alula.boards.manifest import ManifestError
 from alula.boards.pynq_z2 import PYNQ_Z2
 from alula.boards.shell import SHELL_MODULE, shell
 from alula.compiler.recipe import parse
+from alula.host import vectors
 from alula.host.boards_command import build as build_command
 from alula.host.fits import fitting, lane_bytes
 from alula.host.perf import shape_program
@@ -213,6 +215,7 @@ def test_tool_is_run_for_alveo(tmp_path, tools):
     assert f"PLACE_DESIGN.TCL.PRE={tmp_path / 'out' / 'floorplan.tcl'} " in asked
     assert made == manifests.load(tmp_path / "out")
     assert made.tool_version == "2024.1" and made.slack_ns == 0.012
+    assert made.bitstream_bytes == 0 and made.bitstream_hash == hashlib.sha256().hexdigest()
     assert made.utilization["lut"] == round(1_020_733 / 1_303_680, 4)
 
 
@@ -400,7 +403,9 @@ def test_build_command_without_the_tool(tmp_path, fake_verilog, monkeypatch, cap
     assert ("vivado must be on PATH to make overlay/alula.bit: Vivado 2022.1 to 2024.1 (verified "
             "with: none yet). The files are in") in " ".join(said.split())
     assert "area: not measured" in said
-    assert manifests.load(tmp_path / "out").arch == PYNQ_Z2
+    made = manifests.load(tmp_path / "out")
+    assert made.arch == PYNQ_Z2 and made.selftest == "selftest"
+    assert vectors.read(tmp_path / "out" / made.selftest)[1].arch_hash == PYNQ_Z2.hash
 
 
 def test_build_command_with_force(tmp_path, fake_verilog, monkeypatch, capsys):
@@ -419,7 +424,7 @@ def test_build_command_runs_the_tool(tmp_path, tools, capsys):
     facts = json.loads(said.out)
     assert facts["ran"] and facts["missing"] == [] and facts["lanes"] == 20
     assert facts["manifest"]["slack_ns"] == 0.012 and facts["estimate"]["lut"] == 20 * 51_249
-    assert "[3/4] link it with the platform" in said.err
+    assert "[4/5] link it with the platform" in said.err
     assert (tmp_path / "out" / "build.log").exists()
 
 

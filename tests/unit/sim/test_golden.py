@@ -64,7 +64,8 @@ def test_exact_wrong(made):
 
 def test_device_wrong(made):
     with pytest.raises(ValueError,
-                       match=r"^device must be one of rtl, golden, cpu, cuda, not 'tpu'$"):
+                       match=r"^device must be one of rtl, golden, cpu, cuda, alveo, pynq, "
+                             r"not 'tpu'$"):
         open_device("tpu", made)
 
 
