@@ -8,8 +8,8 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed          ## compile the bundled model and generate text with it
 	$(BIN)/alula demo $(DEMO)
 
-test: $(VENV)/.installed-dev      ## every test that needs no board and no GPU
-	$(BIN)/python -m pytest $(TEST)
+test: $(VENV)/.installed-dev      ## tests that need no board and no GPU; MARK=slow: the longest
+	$(BIN)/python -m pytest -m "$(or $(MARK),not slow)" $(TEST)
 
 cosim: $(VENV)/.installed-dev     ## the hardware: units in cocotb, programs, errors; MARK=slow: the rest
 	$(BIN)/python -m pytest -m "$(or $(MARK),not slow)" $(or $(COSIM),tests/cosim)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from alula.boards.board import NAME
+from alula.boards.buses import buses
 from alula.boards.register import arguments
-from alula.boards.shell import buses
 from alula.hw.arch import ArchConfig
 from alula.hw.csr import CONTROL_BYTES
 from alula.hw.isa import WORD_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alula.boards.buses import memories
 from alula.hw.arch import ArchConfig
 from alula.hw.csr import Ctrl, Register
 
@@ -35,9 +36,8 @@ class Entry:
 def entries(arch: ArchConfig) -> list[Entry]:
     """Return every register of a build in the order of offsets."""
     found = [_entry(register) for register in Register if register != Register.LANE]
-    found += [Entry(name=f"lane_{lane}", offset=Register.LANE + 8 * lane, bits=64,
-                    bus=f"m_axi_lane_{lane * arch.lane_ports}")
-              for lane in range(arch.lanes)]
+    found += [Entry(name=f"lane_{lane}", offset=Register.LANE + 8 * lane, bits=64, bus=bus)
+              for lane, bus in enumerate(memories(arch)[1:])]
     return sorted(found, key=lambda entry: entry.offset)
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from importlib.resources import files
 
 from alula.boards.board import NAME, Alveo, Board, Zynq
+from alula.boards.buses import buses
 from alula.boards.kernel_xml import PROTOCOL, VLNV, kernel_xml
 from alula.boards.register import Entry, entries
-from alula.boards.shell import CLOCK, RESET, SHELL_MODULE, buses
+from alula.boards.shell import CLOCK, RESET, SHELL_MODULE
 from alula.hw.arch import ArchConfig
 from alula.hw.csr import CONTROL_BYTES
 

@@ -24,12 +24,6 @@ def ports(arch: ArchConfig) -> list[tuple[str, str, int]]:
     return found
 
 
-def buses(arch: ArchConfig) -> list[str]:
-    """Return the AXI masters' names, the control memory's first."""
-    return ["m_axi_control",
-            *(f"m_axi_lane_{port}" for port in range(arch.lanes * arch.lane_ports))]
-
-
 def shell(arch: ArchConfig) -> str:
     """Return the Verilog: names as XRT wants them, and a reset, active low there, in a register."""
     found = ports(arch)

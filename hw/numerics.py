@@ -93,7 +93,8 @@ def scale_by_power(x: F32, power: NDArray[np.integer] | int) -> F32:
     sign = bits & _SIGN
     moved = (bits & ~_EXPONENT) | (np.clip(new, 0, 255).astype(np.uint32) << 23)
     moved = np.where((new <= 0) | (old == 0), sign, np.where(new >= 255, sign | _EXPONENT, moved))
-    return np.where(old == 255, bits, moved).view(np.float32)
+    # NumPy 1 widens a lone number.
+    return np.where(old == 255, bits, moved).astype(np.uint32).view(np.float32)
 
 
 def round_to_int(x: F32, low: int, high: int) -> NDArray[np.int32]:

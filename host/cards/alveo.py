@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from alula.boards.register import arguments
 from alula.compiler.program import Program
 from alula.host.cards.link import (
+    PAGE_BYTES,
     SCALAR_LIMIT,
     Answering,
     CardError,
@@ -258,7 +259,8 @@ class AlveoLink:
                                 f"{f' to {tags[-1]}' if len(tags) > 1 else ''}); compile with a "
                                 "smaller --context, or for a larger board")
 
-    def allocate(self, bus: str, size: int) -> Buffer:
+    def allocate(self, bus: str, size: int, aligned: int = PAGE_BYTES) -> Buffer:
+        assert aligned <= PAGE_BYTES  # lanes of cards have a port each
         at = next(at for at, entry in enumerate(self._entries) if entry.bus == bus)
         pyxrt = _pyxrt()
         try:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.boards.shell import buses
+from alula.boards.buses import memories
 from alula.compiler.program import Program
 from alula.host.cards import status
 from alula.host.cards.link import CardError, CardHung, Limit, Link, Memory, Value
 from alula.host.device import Counters, Report
-from alula.hw import csr, isa, layout
+from alula.hw import csr, isa, layout, stripe
 from alula.hw.isa import WORD_BYTES
 
 LOG = logging.getLogger("alula")
@@ -48,12 +49,13 @@ class Card:
 
     def _load(self, report: Report | None) -> None:
         control, lanes = sizes(self.program)
-        wanted = dict(zip(buses(self.program.arch),
-                          (control + csr.STATUS.itemsize, *lanes), strict=True))
+        arch = self.program.arch
+        wanted = dict(zip(memories(arch), (control + csr.STATUS.itemsize, *lanes), strict=True))
         self.link.check_room(wanted)
-        self.control, *self.lanes = (self.link.allocate(bus, size) for bus, size in
-                                     zip(wanted, (control, *lanes), strict=True))
-        self.status = self.link.allocate(buses(self.program.arch)[0], csr.STATUS.itemsize)
+        self.control, *self.lanes = (
+            self.link.allocate(bus, size, stripe.block_bytes(arch.lane_ports))
+            for bus, size in zip(wanted, (control, *lanes), strict=True))
+        self.status = self.link.allocate(memories(arch)[0], csr.STATUS.itemsize)
         self._record = np.zeros(1, csr.STATUS)
         self.status.write(0, self._record.view(np.uint8))
         advance = report("copy the program to the card", sum(wanted.values())) if report else None
@@ -61,8 +63,8 @@ class Card:
             at = 0
             for start, image in images:
                 _clear(memory, at, start, advance)
-                _copy(memory, start, image, advance)
-                at = start + image.size
+                at = _copy(memory, start, image, advance,
+                           self._lay_out if memory in self.lanes else None)
             _clear(memory, at, memory.size, advance)
         self._arguments = self._argument_values()
 
@@ -76,6 +78,11 @@ class Card:
         return [(self.control, [part for part in control if part[1].size]),
                 *((memory, [(0, image)]) for memory, image in
                   zip(self.lanes, program.lanes, strict=True))]
+
+    def _lay_out(self, piece: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return bytes of a lane as its ports find them."""
+        arch = self.program.arch
+        return stripe.arrange(piece, arch.lane_ports, arch.beat_bytes)
 
     def _argument_values(self) -> dict[str, Value]:
         program = self.program
@@ -156,21 +163,28 @@ def _sum(counters: Counters, before: np.void, record: np.void, seconds: float) -
 
 def sizes(program: Program) -> tuple[int, list[int]]:
     """Return the bytes of the control memory and of each lane's that a program works in."""
-    where = program.memory
-    lanes = [max(image.size, where.cache.stop) for image in program.lanes]
-    return _whole(where.top.stop), [max(_whole(lane), _ALIGNED) for lane in lanes]
+    where, ports = program.memory, program.arch.lane_ports
+    unit = stripe.block_bytes(ports) if ports > 1 else _ALIGNED
+    lanes = [max(image.size, where.cache.stop, 1) for image in program.lanes]
+    return _whole(where.top.stop, _ALIGNED), [_whole(lane, unit) for lane in lanes]
 
 
-def _whole(size: int) -> int:
-    return -(-size // _ALIGNED) * _ALIGNED
+def _whole(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
-def _copy(memory: Memory, start: int, data: NDArray[np.uint8], advance: object) -> None:
+def _copy(memory: Memory, start: int, data: NDArray[np.uint8], advance: object,
+          lay_out: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None) -> int:
+    """Write data by pieces, each as ``lay_out`` has it; return where it ends."""
     for at in range(0, data.size, PIECE_BYTES):
         piece = data[at:at + PIECE_BYTES]
+        if lay_out is not None:
+            piece = lay_out(piece)
         memory.write(start + at, piece)
+        end = start + at + piece.size
         if callable(advance):
             advance(piece.size)
+    return end if data.size else start
 
 
 def _clear(memory: Memory, start: int, stop: int, advance: object) -> None:

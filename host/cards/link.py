@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCALAR_LIMIT = 1 << 31  # XRT's scalars are signed
+PAGE_BYTES = 4096  # what every platform's memory is aligned to
 
 
 class CardError(OSError):
@@ -115,8 +116,11 @@ class Link(Protocol):
     def check_room(self, wanted: Mapping[str, int]) -> None:
         """Raise, with the sizes, if the memories behind some masters have not as many bytes."""
 
-    def allocate(self, bus: str, size: int) -> Memory:
-        """Return memory behind an AXI master; what it holds is not defined."""
+    def allocate(self, bus: str, size: int, aligned: int = PAGE_BYTES) -> Memory:
+        """Return memory behind an AXI master; what it holds is not defined.
+
+        Its address is a multiple of ``aligned``, a power of two.
+        """
 
     def start(self, arguments: Mapping[str, Value]) -> None:
         """Give the registers of :func:`alula.boards.register.arguments` values, and start a run."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from alula.boards.buses import memories
 from alula.boards.manifest import ManifestError
 from alula.boards.register import Entry
-from alula.boards.shell import buses
 from alula.host import vectors
 from alula.host.cards import place
 from alula.host.cards.bundles import Bundle, folder, load
@@ -125,7 +125,7 @@ def _memories(card: Card, lanes: int) -> Iterator[Check]:
     written = taken = size = 0.0
     random, wrong = np.random.default_rng(0), []
     arch = card.program.arch
-    for bus in buses(arch):
+    for bus in memories(arch):
         memory = card.link.allocate(bus, PATTERN_BYTES)
         data = random.integers(0, 256, PATTERN_BYTES, np.uint8)
         begun = time.perf_counter()

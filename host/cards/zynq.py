@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from alula.boards.register import Entry, arguments, entries
 from alula.compiler.program import Program
 from alula.host.cards.link import (
+    PAGE_BYTES,
     Answering,
     CardError,
     Found,
@@ -120,26 +121,33 @@ def read_health() -> Health:
 
 
 class Buffer:
-    """Contiguous memory. A slice of a PYNQ buffer is one, too, and is flushed by itself."""
+    """Contiguous memory. A slice of a PYNQ buffer is one, too, and is flushed by itself.
 
-    def __init__(self, array: Any) -> None:
-        self.array, self.size = array, int(array.nbytes)
+    The ``size`` bytes begin at the first multiple of ``aligned``.
+    """
+
+    def __init__(self, array: Any, size: int, aligned: int) -> None:
+        self.array, self.size = array, size
+        self._skip = -int(array.device_address) % aligned
 
     @property
     def address(self) -> int:
-        return int(self.array.device_address)
+        return int(self.array.device_address) + self._skip
 
     def write(self, start: int, data: NDArray[np.uint8]) -> None:
         with Answering(KIND):
-            part = self.array[start:start + data.size]
+            part = self._part(start, data.size)
             part[:] = data
             part.flush()
 
     def read(self, start: int, size: int) -> NDArray[np.uint8]:
         with Answering(KIND):
-            part = self.array[start:start + size]
+            part = self._part(start, size)
             part.invalidate()
             return np.array(part, np.uint8, copy=True, subok=False)
+
+    def _part(self, start: int, size: int) -> Any:
+        return self.array[self._skip + start:self._skip + start + size]
 
 
 class ZynqLink:
@@ -202,15 +210,15 @@ class ZynqLink:
                             f"this program, not {room:,}; compile with a smaller --context, or "
                             "give the kernel a larger cma=")
 
-    def allocate(self, bus: str, size: int) -> Buffer:
+    def allocate(self, bus: str, size: int, aligned: int = PAGE_BYTES) -> Buffer:
         try:
-            array = _pynq().allocate((size,), np.uint8)
+            array = _pynq().allocate((size + aligned - PAGE_BYTES,), np.uint8)
         except Exception as error:
             raise CardError(f"contiguous memory must have {size:,} bytes in one piece for {bus}, "
                             f"not fewer: {first_line(error)}; give the kernel a larger cma=") \
                 from error
         self._buffers.append(array)
-        return Buffer(array)
+        return Buffer(array, size, aligned)
 
     def start(self, arguments: Mapping[str, Value]) -> None:
         for entry in self.arguments:

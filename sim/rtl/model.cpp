@@ -62,7 +62,8 @@ struct Port {
     std::deque<Burst> reads, writes, answers;
     bool write_failed = false, read_taken = false, answer_taken = false;
     std::shared_ptr<Dram> dram = std::make_shared<Dram>();  // of one port, or of all
-    uint32_t stripes = 1;  // narrower ports that the beats are striped over
+    uint32_t stripes = 1;  // narrower ports that the beats are striped over, as for time
+    uint32_t parts = 1;    // and as for where their bytes are
     std::deque<uint64_t> times;  // the clocks in which the beats of all reads may come
     uint32_t credit = 0;
     uint64_t read_beats = 0, written_beats = 0, errors = 0;
@@ -79,26 +80,28 @@ struct Port {
     void move(uint64_t address, uint32_t beats, bool write, uint64_t now, F moved) {
         uint64_t asked = now * dram->t.clock, time = 0, line = ~0ull;
         for (; beats--; address += bytes) {
-            uint64_t at = stripe(address, 0) / dram->t.access_bytes;
+            uint64_t at = stripe(address, 0, stripes) / dram->t.access_bytes;
             if (stripes == 1) time = dram->access(address, bytes, write, asked);
             else if (at != line)  // narrow parts of several beats are one access of each port
                 for (uint32_t port = 0; port < stripes; ++port)
-                    time = dram->access(stripe(address, port), bytes / stripes, write, asked);
+                    time = dram->access(stripe(address, port, stripes), bytes / stripes, write, asked);
             line = at;
             moved(clock_of(time));
         }
     }
 
-    // Where a narrower port has its part of a beat. Ref: alula.hw.stripe.
-    uint64_t stripe(uint64_t address, uint32_t port) const {
-        uint64_t page = address / (stripes * PAGE), in_page = address % (stripes * PAGE) / stripes;
-        return (page * stripes + port) * PAGE + in_page;
+    // Where one of several narrower ports has its part of a beat. Ref: alula.hw.stripe.
+    static uint64_t stripe(uint64_t address, uint32_t port, uint32_t ports) {
+        uint64_t page = address / (ports * PAGE), in_page = address % (ports * PAGE) / ports;
+        return (page * ports + port) * PAGE + in_page;
     }
 
-    uint8_t *find(uint64_t address, bool writing) {
-        if (address + bytes > denied && address < denied + denied_size) return nullptr;
+    uint8_t *find(uint64_t address, bool writing, uint32_t part = 0) {
+        address = stripe(address, part, parts);
+        uint32_t size = bytes / parts;
+        if (address + size > denied && address < denied + denied_size) return nullptr;
         for (const Region &region : regions)
-            if (address >= region.start && address - region.start + bytes <= region.size)
+            if (address >= region.start && address - region.start + size <= region.size)
                 return writing && !region.writable ? nullptr
                                                    : region.data + (address - region.start);
         return nullptr;
@@ -123,13 +126,18 @@ struct Port {
 
     void present() {
         Burst &burst = reads.front();
-        const uint8_t *source = find(burst.address, false);
+        bool found = true;
+        uint8_t *target = static_cast<uint8_t *>(rdata);
+        for (uint32_t part = 0, size = bytes / parts; part < parts; ++part) {
+            const uint8_t *source = find(burst.address, false, part);
+            found &= source != nullptr;
+            if (source) memcpy(target + part * size, source, size);
+            else memset(target + part * size, 0, size);
+        }
         *rvalid = 1;
         *rlast = burst.beats == 1;
-        *rresp = source ? 0 : 3;
-        errors += !source;
-        if (source) memcpy(rdata, source, bytes);
-        else memset(rdata, 0, bytes);
+        *rresp = found ? 0 : 3;
+        errors += !found;
     }
 
     // Take what is handed over at the end of the clock; the pins change in the next.
@@ -168,12 +176,13 @@ struct Port {
         uint64_t mask = 0;
         memcpy(&mask, wstrb, (bytes + 7) / 8);
         if (mask) {
-            uint8_t *target = find(burst.address, true);
-            write_failed |= !target;
             const uint8_t *source = static_cast<const uint8_t *>(wdata);
-            if (target)
-                for (uint32_t at = 0; at < bytes; ++at)
-                    if (mask >> at & 1) target[at] = source[at];
+            for (uint32_t part = 0, size = bytes / parts; part < parts; ++part) {
+                uint8_t *target = find(burst.address, true, part);
+                write_failed |= !target;
+                for (uint32_t at = 0; target && at < size; ++at)
+                    if (mask >> (part * size + at) & 1) target[at] = source[part * size + at];
+            }
         }
         ++written_beats;
         uint64_t answer = now + timing.latency;
@@ -402,6 +411,11 @@ void alula_dram(Machine *machine, uint32_t port, uint32_t shared, uint32_t strip
     if (port != shared) machine->ports[port].dram = machine->ports[shared].dram;
     machine->ports[port].dram->set(timing);
     machine->ports[port].stripes = stripes;
+}
+
+// Let a port's bytes be where so many narrower ports find them.
+void alula_stripe(Machine *machine, uint32_t port, uint32_t parts) {
+    machine->ports[port].parts = parts;
 }
 
 // Begin to watch, forgetting what was seen before, or stop.

@@ -51,6 +51,7 @@ class Accelerator:
                                   ctypes.c_void_p, ctypes.c_int)),
                 ("deny", None, (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64)),
                 ("timing", None, (ctypes.c_uint32,) * 5),
+                ("stripe", None, (ctypes.c_uint32,) * 2),
                 ("write_register", None, (ctypes.c_uint32, ctypes.c_uint32)),
                 ("read_register", ctypes.c_uint32, (ctypes.c_uint32,)),
                 ("wait", ctypes.c_int, (ctypes.c_uint64,)),
@@ -85,6 +86,10 @@ class Accelerator:
     def deny(self, port: int, start: int, size: int) -> None:
         """Let some addresses of a port answer with errors; a size of 0 ends it."""
         self._call("deny", port, start, size)
+
+    def stripe(self, port: int, ports: int) -> None:
+        """Let a port find its beats as so many narrower ones do. Ref: :mod:`alula.hw.stripe`."""
+        self._call("stripe", port, ports)
 
     def timing(self, port: int, latency: int, bandwidth: float, stall: float = 0.0,
                seed: int = 0) -> None:

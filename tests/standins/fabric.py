@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 import numpy as np
 
+from alula.boards.buses import memories
 from alula.boards.kernel_xml import kernel_xml
-from alula.boards.shell import buses
 from alula.hw.arch import ArchConfig
 from alula.sim.rtl.build import library
 from alula.sim.rtl.simulation import Accelerator
@@ -38,8 +38,10 @@ class Fabric:
     """The logic after programming: reset, with memories that hold what they held."""
 
     def __init__(self, arch):
-        self.arch, self.buses = arch, buses(arch)
+        self.arch, self.buses = arch, memories(arch)
         self.rtl = Accelerator(library(arch, lambda name, total: lambda made: None), arch)
+        for lane in range(arch.lanes):
+            self.rtl.stripe(1 + lane, arch.lane_ports)
 
     def attach(self, bus, address, memory):
         self.rtl.attach(self.buses.index(bus), address, memory, writable=True)

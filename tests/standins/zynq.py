@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alula.boards.buses import memories
 from alula.boards.kernel_xml import VLNV
-from alula.boards.shell import buses
 from alula.hw.csr import CONTROL_BYTES, Register
 from standins.fabric import Fabric, parse, rubbish
 
@@ -83,7 +83,7 @@ class Board:
             self._attach(block)
 
     def _attach(self, block):
-        for bus in buses(self.fabric.arch):
+        for bus in memories(self.fabric.arch):
             self.fabric.attach(bus, block.address, block.memory)
 
     def allocate(self, size):

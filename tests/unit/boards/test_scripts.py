@@ -8,9 +8,10 @@ from vendor import Vendor
 
 from alula.boards import bundle
 from alula.boards.board import Alveo, Zynq
+from alula.boards.buses import buses
 from alula.boards.catalogue import BOARDS
 from alula.boards.register import entries
-from alula.boards.shell import buses, ports, shell
+from alula.boards.shell import ports, shell
 from alula.hw.control import ControlRegisters
 from alula.hw.csr import CONTROL_BYTES, Ctrl, Register
 from alula.hw.isa import WORD_BYTES
@@ -157,7 +158,7 @@ def test_zynq_becomes_an_overlay(board, written):
     for bus, port in board.ports(board.arch).items():
         assert joined[f"alula/{bus}"] == f"memory_{bus}/S00_AXI"
         assert joined[f"memory_{bus}/M00_AXI"] == f"ps/{port}"
-    assert len(set(board.ports(board.arch).values())) == 1 + board.arch.lanes
+    assert len(set(board.ports(board.arch).values())) == 1 + board.arch.lane_ports
     clock = f"ps/{board.processor.clock}"
     assert all(tool.wired[sink] == clock for sink in tool.wired
                if re.search(r"clk$", sink, re.I))

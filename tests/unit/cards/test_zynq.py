@@ -20,7 +20,7 @@ from alula.host.cards import zynq
 from alula.host.cards.link import CardError, Health, Limit
 from alula.host.cards.place import Place
 from alula.host.choice import NoDevice
-from alula.hw.arch import SIM
+from alula.hw.arch import BUILDS, SIM
 from alula.hw.csr import Ctrl, Register
 
 QUICK = Limit(seconds=0.002, grace=0.001)  # the watchdog's 400,000 clocks; a run has 100,000
@@ -49,6 +49,17 @@ def refused(program, device, message, kind=CardError):
 def test_tokens(program, golden, folder, board):
     assert tokens(program, f"pynq@{folder}") == ("pynq", golden)
     assert board.starts == 4 and not board.blocks
+
+
+@pytest.mark.slow
+def test_striped_tokens(tmp_path, pynq, golden, monkeypatch):
+    """A lane that reads through two ports finds its bytes; its memory begins at a whole block."""
+    arch = replace(SIM, name="striped", lane_ports=2, one_memory=True)
+    monkeypatch.setitem(BUILDS, arch.name, arch)
+    program = alula.compile(bundles.SPARSE, arch=arch.name, context=256, sequences=4)
+    folder = bundles.write("zcu104", arch, tmp_path / "bundle", monkeypatch)
+    pynq.BOARD.next += 4096
+    assert tokens(program, f"pynq@{folder}") == ("pynq", golden)
 
 
 @pytest.mark.parametrize("forgotten", ["flush", "invalidate"])
