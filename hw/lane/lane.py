@@ -126,7 +126,7 @@ class Lane(wiring.Component):
             linear.tokens.eq(self.tokens), linear.lane.eq(self.lane), self.done.eq(linear.done),
             self.attended.eq(attention.done),
             accumulate.taps.eq(chain.taps), accumulate.valid.eq(linear.tag_valid),
-            accumulate.place.eq(linear.place), accumulate.tag.eq(linear.tag),
+            accumulate.regions_log2.eq(linear.regions_log2), accumulate.tag.eq(linear.tag),
             accumulate.scales.eq(linear.scales),
             accumulate.begin.eq(linear.begin), accumulate.first.eq(linear.first),
             accumulate.tokens.eq(self.tokens), accumulate.exponent.eq(linear.exponent),

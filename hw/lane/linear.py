@@ -3,11 +3,13 @@
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from alula.hw import isa
+from alula.hw.choice import choose
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import TILE_ROWS
-from alula.hw.lane.accumulate import DISTANCE, SCALES_LATENCY, place_layout, tag_layout
+from alula.hw.lane.accumulate import DISTANCE, SCALES_LATENCY, place_bits, tag_layout
 from alula.hw.lane.activation import BLOCK_BITS, ROW_BITS
 from alula.hw.lane.chain import tap_latency
 from alula.hw.lane.delay import Delay, delayed, delayed_flag
@@ -19,6 +21,7 @@ from alula.hw.layout import CASCADE, WINDOW
 
 DESCRIPTOR = data.StructLayout({"exponent": signed(EXPONENT_BITS), "strips": 24, "beats": 24})
 READ = 1  # clocks from an issue to its activations
+TAG = 1  # to what the pipelines are to do
 SELECT = READ + 1  # to the chain's operands
 
 
@@ -43,7 +46,7 @@ class LinearUnit(wiring.Component):
         The activation buffer's.
     valid, weights, lo, hi : ``Out``
         The chain's operands.
-    place, tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
+    regions_log2, tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
         For :class:`ScaleAccumulate`.
     busy : ``Out(1)``
         A command is being run.
@@ -63,7 +66,7 @@ class LinearUnit(wiring.Component):
             "reads": Out(1), "row": Out(ROW_BITS), "word": Out(BLOCK_BITS),
             "block": Out(BLOCK_BITS), "codes": In(8 * arch.beat_bytes), "scale": In(32),
             "valid": Out(1), "weights": Out(9 * slots), "lo": Out(9 * slots), "hi": Out(8 * slots),
-            "place": Out(place_layout(shape)), "tag_valid": Out(1), "tag": Out(tag_layout(shape)),
+            "regions_log2": Out(range(shape.half_windows.bit_length())), "tag_valid": Out(1), "tag": Out(tag_layout(shape)),
             "scales": Out(64),
             "begin": Out(1), "first": Out(16), "exponent": Out(signed(EXPONENT_BITS)),
             "drained": In(1), "done": Out(1), "busy": Out(1)})
@@ -130,46 +133,93 @@ class LinearUnit(wiring.Component):
 
     def _issue(self):
         """Decide what goes out, one bundle and pair at a time, and update what it leaves behind."""
-        m, shape, bundle, tag = self.m, self.shape, self.bundles.payload, self.tag_now
-        pair = Signal(range(max(2, shape.pairs)))
-        touched, mask = Signal(TILE_ROWS), Signal(TILE_ROWS)
-        advance, stall = Signal(), Signal()
-        second, again, last_pair, lone = Signal(), Signal(), Signal(), Signal()
-        rows = [bundle.rows.word_select(row, 4) for row in range(shape.rows)]
-        busy = []  # (pair, rows) of the accumulators that additions under way will change
-        before_pair, before_mask = pair, Signal(TILE_ROWS)
-        m.d.comb += before_mask.eq(Mux(self.issue & bundle.last_chunk, mask, 0))
-        for _ in range(DISTANCE - 1):
-            later_pair, later_mask = Signal.like(pair, reset_less=True), Signal(TILE_ROWS)
-            m.d.sync += [later_pair.eq(before_pair), later_mask.eq(before_mask)]
-            busy.append((later_pair == pair) & (later_mask & mask).any())
-            before_pair, before_mask = later_pair, later_mask
+        m, bundle = self.m, self.bundles.payload
+        self.pair, self.lone = Signal(range(max(2, self.shape.pairs))), Signal()
+        touched = Signal(TILE_ROWS)
+        advance, last_pair, stall = Signal(), Signal(), Signal()
+        later, again = self._passes()
         m.d.comb += [
-            last_pair.eq((pair << 1) + 2 >= self.tokens), lone.eq(last_pair & self.tokens[0]),
-            again.eq(~second & ~lone & (bundle.count > shape.rows // 2)),
-            # Of a bundle's rows none comes twice, so its second half need not wait.
-            mask.eq(bundle.mask), stall.eq(Cat(busy).any() & bundle.last_chunk & ~second),
+            last_pair.eq((self.pair << 1) + 2 >= self.tokens),
+            self.lone.eq(last_pair & self.tokens[0]),
+            # Of a bundle's rows none comes twice, so later passes need not wait.
+            stall.eq(self._conflict() & bundle.last_chunk & ~later),
             self.issue.eq(self.bundles.valid & self.operands.ready & ~stall
                           & (self.undrained != STRIP_BANKS)),
             advance.eq(self.issue & ((last_pair & ~again) | (bundle.count == 0))),
-            self.operands.pair.eq(pair), self.operands.chunk.eq(bundle.chunk),
+            self.operands.pair.eq(self.pair), self.operands.chunk.eq(bundle.chunk),
             self.operands.done.eq(advance & bundle.last_of_tile),
-            tag.place.regions_log2.eq(bundle.regions_log2), tag.place.lone.eq(lone),
-            tag.place.second.eq(second),
-            self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip),
-            tag.pair.eq(pair), tag.bank.eq(self.bank), tag.end_of_strip.eq(self.ended),
-            tag.touched.eq(touched | mask),
-            tag.fresh.eq(Cat(~(touched >> number)[0] for number in rows))]
-        m.d.comb += [tag[name].eq(bundle[name]) for name in (
-            "count", "rows", "scales", "chunk", "last_chunk")]
+            self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip)]
         with m.If(self.issue):
-            m.d.sync += [second.eq(again), pair.eq(pair + ~again)]
+            m.d.sync += self.pair.eq(self.pair + ~again)
         with m.If(advance):
-            m.d.sync += pair.eq(0)
+            m.d.sync += self.pair.eq(0)
             with m.If(bundle.last_chunk):
-                m.d.sync += touched.eq(touched | mask)
+                m.d.sync += touched.eq(touched | bundle.mask)
             with m.If(bundle.end_of_strip):
                 m.d.sync += [touched.eq(0), self.bank.eq(self.bank + 1)]
+        self._jobs(touched)
+
+    def _passes(self):
+        """Choose rows, in their order, of which no two have the same pipeline: the ``taken`` ones.
+
+        Return whether some were taken in an earlier clock, and whether some are left.
+        """
+        m, shape, bundle = self.m, self.shape, self.bundles.payload
+        left, rest = Signal(shape.rows), Signal(shape.rows)
+        later, again = Signal(), Signal()
+        self.taken = Signal(shape.rows)
+        low = ceil_log2(shape.rows)
+        numbers = [bundle.rows.word_select(row, 4)[:low] for row in range(shape.rows)]
+        clashes = []
+        for row, number in enumerate(numbers):
+            same = [(number[:low - 1] == other[:low - 1])
+                    & ((number[-1] == other[-1]) | ~self.lone) for other in numbers[:row]]
+            clashes.append(left[row] & (left[:row] & Cat(same)).any())
+        m.d.comb += [
+            left.eq(Mux(later, rest, Cat(bundle.count > row for row in range(shape.rows)))),
+            self.taken.eq(left & ~Cat(clashes)), again.eq(Cat(clashes).any())]
+        with m.If(self.issue):
+            m.d.sync += [later.eq(again), rest.eq(Cat(clashes))]
+        return later, again
+
+    def _conflict(self):
+        """Return whether additions under way will change accumulators that this one needs."""
+        m, bundle = self.m, self.bundles.payload
+        busy, before_pair, before_mask = [], self.pair, Signal(TILE_ROWS)
+        m.d.comb += before_mask.eq(Mux(self.issue & bundle.last_chunk, bundle.mask, 0))
+        for _ in range(DISTANCE - 1):
+            pair, mask = Signal.like(self.pair, reset_less=True), Signal(TILE_ROWS)
+            m.d.sync += [pair.eq(before_pair), mask.eq(before_mask)]
+            busy.append((pair == self.pair) & (mask & bundle.mask).any())
+            before_pair, before_mask = pair, mask
+        return Cat(busy).any()
+
+    def _jobs(self, touched):
+        """Say, a clock later, what each pipeline does with what was issued."""
+        m, shape, bundle, tag = self.m, self.shape, self.bundles.payload, self.tag_now
+        low, bits = ceil_log2(shape.rows), place_bits(shape)
+        row_layout = data.StructLayout({"taken": 1, "number": 4, "scale": 16, "fresh": 1})
+        rows = [Signal(row_layout, name=f"row_{row}", reset_less=True)
+                for row in range(shape.rows)]
+        for at, row in enumerate(rows):
+            number = bundle.rows.word_select(at, 4)
+            m.d.sync += [row.taken.eq(self.taken[at]), row.number.eq(number),
+                         row.scale.eq(bundle.scales.word_select(at, 16)),
+                         row.fresh.eq(~(touched >> number)[0])]
+        for name, value in (("lone", self.lone), ("pair", self.pair), ("bank", self.bank),
+                            ("end_of_strip", self.ended), ("chunk", bundle.chunk),
+                            ("last_chunk", bundle.last_chunk), ("touched", touched | bundle.mask)):
+            m.d.comb += tag[name].eq(delayed(m, value, TAG))
+        for pipeline, job in enumerate(tag.jobs):
+            hits = Cat(row.taken & Mux(tag.lone, row.number[:low] == pipeline,
+                                       row.number[:low - 1] == pipeline >> 1) for row in rows)
+            rank = Cat(Cat(hit for at, hit in enumerate(hits) if at >> bit & 1).any()
+                       for bit in range(low))
+            place = choose(rank, [Mux(tag.lone, row.number[low:], row.number[low - 1:])[:bits]
+                                  for row in rows])
+            m.d.comb += [job.there.eq(hits.any()), job.rank.eq(rank), job.place.eq(place),
+                         *(job[name].eq(choose(rank, [row[name] for row in rows]))
+                           for name in ("scale", "fresh"))]
 
     def _select(self):
         """Give each slot the inputs of its weight, from both tokens."""
@@ -203,11 +253,11 @@ class LinearUnit(wiring.Component):
         m = self.m
         top = self.shape.half_windows.bit_length() - 1
         clocks = SELECT + tap_latency(top)
-        m.submodules.tags = tags = Delay(len(self.tag.as_value()), clocks)
+        m.submodules.tags = tags = Delay(len(self.tag.as_value()), clocks - TAG)
         m.submodules.scale_delay = scales = Delay(64, clocks - READ + SCALES_LATENCY)
-        m.submodules.place_delay = place = Delay(len(self.place.as_value()), clocks - top)
+        m.submodules.regions_delay = regions = Delay(len(self.regions_log2), clocks - top)
         m.d.comb += [
-            place.i.eq(self.tag_now.place.as_value()), self.place.as_value().eq(place.o),
+            regions.i.eq(self.bundles.payload.regions_log2), self.regions_log2.eq(regions.o),
             tags.i.eq(self.tag_now.as_value()), self.tag.as_value().eq(tags.o),
             scales.i.eq(Cat(self.operands.even_scale, self.operands.odd_scale)),
             self.scales.eq(scales.o),
