@@ -11,7 +11,7 @@ from alula.hw import fp
 from alula.hw.choice import choose
 from alula.hw.isa import TILE_ROWS
 from alula.hw.lane.chain import tap_bits, taps_layout
-from alula.hw.lane.drain import EXPONENT_BITS, READ_CLOCKS, STRIP_BANKS, Drain, result_layout
+from alula.hw.lane.drain import EXPONENT_BITS, READ_CLOCKS, Drain, result_layout
 from alula.hw.lane.shape import CHUNK_BITS, LaneShape
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
@@ -85,7 +85,8 @@ class ScaleAccumulate(wiring.Component):
         self.top = self.shape.half_windows.bit_length() - 1
         super().__init__({
             "taps": In(taps_layout(self.shape)),
-            "regions_log2": In(range(self.shape.half_windows.bit_length())), "valid": In(1), "tag": In(tag_layout(self.shape)), "scales": In(64),
+            "regions_log2": In(range(self.shape.half_windows.bit_length())), "valid": In(1),
+            "tag": In(tag_layout(self.shape)), "scales": In(64),
             "begin": In(1), "first": In(16), "tokens": In(7), "exponent": In(signed(EXPONENT_BITS)),
             "results": Out(stream.Signature(result_layout(arch))), "drained": Out(1)})
 

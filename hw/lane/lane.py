@@ -1,7 +1,7 @@
 """A lane: one memory channel's prefetch, unpacker, multipliers and accumulators, wired up."""
 
 
-from amaranth.hdl import Array, Cat, DomainRenamer, Module, Mux, Signal
+from amaranth.hdl import Array, DomainRenamer, Module, Mux, Signal
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,6 +20,7 @@ from alula.hw.lane.activation import CODES, SCALES, ActivationBuffer
 from alula.hw.lane.chain import Chain
 from alula.hw.lane.linear import LinearUnit
 from alula.hw.lane.prefetch import LOAD, BeatQueue, Prefetch
+from alula.hw.lane.shape import LaneShape
 from alula.hw.lane.unpack import Unpacker
 from alula.hw.queues import INDEX_BITS
 from alula.hw.ram import Ram
@@ -141,10 +142,9 @@ class Lane(wiring.Component):
         multiplies = self.command.valid | linear.busy
         attends = self.attend.valid | running
         for name, awake, units in (
-                ("product", multiplies, {"unpacker": unpacker, "linear": linear,
-                                         "accumulate": accumulate}),
+                ("product", multiplies, {"unpacker": unpacker, "accumulate": accumulate}),
                 ("attention", attends, {"attention": attention}),
-                ("chain", multiplies | attends, {"chain": chain}),
+                ("chain", multiplies | attends, {"linear": linear, "chain": chain}),
                 ("keys", self.store.valid, {"keys": keys})):
             gated(m, name, awake)
             for unit, component in units.items():
@@ -219,24 +219,20 @@ class Lane(wiring.Component):
             m.d.comb += [unit.codes.eq(activations.codes), unit.scale.eq(activations.scale)]
 
     def _chain(self, m, chain, linear, attention):
-        port, beat = attention.chain, self.arch.beat_bytes
+        port, slot_of = attention.chain, LaneShape(self.arch).dense_slot
+        wiring.connect(m, port.query, linear.query)
         top = chain.taps[f"level_{chain.levels - 1}"]
+        accumulate = attention.busy & port.accumulate
         m.d.comb += [
-            chain.accumulate.eq(attention.busy & port.accumulate),
-            chain.first.eq(port.first),
+            linear.keyed.eq(port.codes), linear.keyed_blocks.eq(port.blocks),
+            chain.accumulate.eq(accumulate), chain.first.eq(port.first),
+            chain.shared.eq(Mux(accumulate, port.weight, 0)),
             chain.valid.eq(Mux(attention.busy, port.valid, linear.valid)),
             chain.weights.eq(linear.weights), chain.lo.eq(linear.lo), chain.hi.eq(linear.hi),
             port.sum.eq(top[:len(top) // 2].as_signed()),
+            *(own.eq(chain.own.word_select(slot_of(at), dsp_chain.OWN_BITS))
+              for at, own in enumerate(port.own)),
         ]
-        with m.If(attention.busy):
-            m.d.comb += [
-                chain.weights.eq(Cat(Cat(code, code[-1]) for code in port.codes)),
-                chain.lo.eq(Cat(Mux(port.accumulate, port.weight, Cat(factor, factor[-1]))
-                                for factor in port.factors)), chain.hi.eq(0),
-            ]
-        bits = dsp_chain.OWN_BITS
-        m.d.comb += [port.own[slot].eq(chain.own[bits * slot:bits * (slot + 1)])
-                     for slot in range(beat)]
 
     def _output(self, m, accumulate, attention):
         """Packets go out first; attention and products do not run together."""

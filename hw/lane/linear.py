@@ -1,6 +1,6 @@
 """The controller of a lane's share of a matrix product."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -8,13 +8,13 @@ from amaranth.utils import ceil_log2
 from alula.hw import isa
 from alula.hw.choice import choose
 from alula.hw.formats import COMMAND_BITS, instruction_layout
-from alula.hw.isa import TILE_ROWS
+from alula.hw.isa import BLOCK, TILE_ROWS
 from alula.hw.lane.accumulate import DISTANCE, SCALES_LATENCY, place_bits, tag_layout
 from alula.hw.lane.activation import BLOCK_BITS, ROW_BITS
 from alula.hw.lane.chain import tap_latency
 from alula.hw.lane.delay import Delay, delayed, delayed_flag
 from alula.hw.lane.drain import EXPONENT_BITS, STRIP_BANKS
-from alula.hw.lane.operands import Operands
+from alula.hw.lane.operands import Operands, query_port
 from alula.hw.lane.shape import GROUPS_BITS, SELECT_BITS, STRIPS_BITS, LaneShape
 from alula.hw.lane.steps import START
 from alula.hw.layout import CASCADE, WINDOW
@@ -44,6 +44,10 @@ class LinearUnit(wiring.Component):
     bundles : ``In(stream)``
     reads, row, word, block : ``Out``; codes, scale : ``In``
         The activation buffer's.
+    query : ``In(query_port)``, keyed, keyed_blocks : ``In``
+        While attention is busy, the chain's operands are what it has kept as a query, and the
+        blocks of a beat of its codes that are marked, other weights are 0. ``keyed`` is a clock
+        before the chain's, ``query.wanted`` two.
     valid, weights, lo, hi : ``Out``
         The chain's operands.
     regions_log2, tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
@@ -63,11 +67,13 @@ class LinearUnit(wiring.Component):
             "streams": In(stream.Signature(DESCRIPTOR)),
             "start": Out(stream.Signature(START)), "fetch": Out(stream.Signature(24)),
             "bundles": In(stream.Signature(shape.bundle_layout())),
+            "query": In(query_port(arch)), "keyed": In(8 * arch.beat_bytes),
+            "keyed_blocks": In(arch.beat_bytes // BLOCK),
             "reads": Out(1), "row": Out(ROW_BITS), "word": Out(BLOCK_BITS),
             "block": Out(BLOCK_BITS), "codes": In(8 * arch.beat_bytes), "scale": In(32),
-            "valid": Out(1), "weights": Out(9 * slots), "lo": Out(9 * slots), "hi": Out(8 * slots),
-            "regions_log2": Out(range(shape.half_windows.bit_length())), "tag_valid": Out(1), "tag": Out(tag_layout(shape)),
-            "scales": Out(64),
+            "valid": Out(1), "weights": Out(9 * slots), "lo": Out(8 * slots), "hi": Out(8 * slots),
+            "regions_log2": Out(range(shape.half_windows.bit_length())), "tag_valid": Out(1),
+            "tag": Out(tag_layout(shape)), "scales": Out(64),
             "begin": Out(1), "first": Out(16), "exponent": Out(signed(EXPONENT_BITS)),
             "drained": In(1), "done": Out(1), "busy": Out(1)})
 
@@ -222,21 +228,51 @@ class LinearUnit(wiring.Component):
                            for name in ("scale", "fresh"))]
 
     def _select(self):
-        """Give each slot the inputs of its weight, from both tokens."""
-        m, shape, bundle, operands = self.m, self.shape, self.bundles.payload, self.operands
-        selects = delayed(m, bundle.selects, READ)
+        """Give each slot its weight and the inputs of it, from both tokens."""
+        m, shape, operands = self.m, self.shape, self.operands
+        wiring.connect(m, operands.query, wiring.flipped(self.query))
+        selects = self._selects()
         m.d.comb += [
             *(getattr(self, name).eq(getattr(operands, name))
               for name in ("reads", "row", "word", "block")),
             operands.codes.eq(self.codes), operands.scale.eq(self.scale),
-            self.weights.eq(delayed(m, bundle.weights, SELECT)),
+            self.weights.eq(self._weights()),
             self.valid.eq(delayed_flag(m, self.issue, SELECT))]
-        for source, out, bits in ((operands.even, self.lo, 9), (operands.odd, self.hi, 8)):
+        for source, out in ((operands.even, self.lo), (operands.odd, self.hi)):
             chosen = [self._input(source, slot, selects.word_select(slot, SELECT_BITS))
                       for slot in range(shape.slots)]
-            selected = Signal(bits * shape.slots, name=f"operands_of_{bits}", reset_less=True)
-            m.d.sync += selected.eq(Cat(Cat(code, code[-1])[:bits] for code in chosen))
-            m.d.comb += out.eq(selected)
+            m.d.comb += out.eq(delayed(m, Cat(chosen), 1))
+
+    def _selects(self):
+        """Return each slot's choice; while attention is busy, as of a dense row."""
+        m, shape = self.m, self.shape
+        selects = Signal(SELECT_BITS * shape.slots, reset_less=True)
+        m.d.sync += selects.eq(self.bundles.payload.selects)
+        with m.If(self.query.busy):
+            m.d.sync += selects.eq(Cat(
+                Const(WINDOW - CASCADE if j >= shape.windows else 0, SELECT_BITS).replicate(CASCADE)
+                for j in range(shape.half_windows)))
+        return selects
+
+    def _weights(self):
+        """Return the weights of slots: of a bundle, or attention's codes."""
+        m, shape = self.m, self.shape
+        early = delayed(m, self.bundles.payload.weights, READ)
+        weights = [Signal(9, name=f"weight_{slot}", reset_less=True) for slot in range(shape.slots)]
+        keyed = {shape.dense_slot(at): self.keyed.word_select(at, 8)
+                 for at in range(shape.beat_bytes)}
+        absent = Signal(shape.beat_bytes // BLOCK + 1)  # of each block, and of slots without any
+        m.d.comb += absent.eq(Mux(self.query.busy, ~Cat(self.keyed_blocks, Const(0, 1)), 0))
+        for slot, weight in enumerate(weights):
+            code, early_weight = keyed.get(slot), early.word_select(slot, 9)
+            m.d.sync += weight.eq(early_weight if code is None else Mux(
+                self.query.busy, Cat(code, code[-1]), early_weight))
+        for block in range(len(absent)):
+            mine = ([shape.dense_slot(BLOCK * block + at) for at in range(BLOCK)]
+                    if block < len(absent) - 1 else set(range(shape.slots)) - set(keyed))
+            with m.If(absent[block]):
+                m.d.sync += [weights[slot].eq(0) for slot in mine]
+        return Cat(weights)
 
     def _input(self, source, slot, select):
         """Return the input of a slot: one of nine of its window, from the slot's number on."""
