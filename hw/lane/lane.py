@@ -92,7 +92,8 @@ class Lane(wiring.Component):
         m.submodules.prefetch = prefetch = Prefetch(arch)
         m.submodules.queue = queue = BeatQueue(arch)
         m.submodules.activations = activations = ActivationBuffer(arch)
-        unpacker, linear, accumulate = Unpacker(arch), LinearUnit(arch), ScaleAccumulate(arch)
+        unpacker = Unpacker(arch, self.primitive)
+        linear, accumulate = LinearUnit(arch, self.primitive), ScaleAccumulate(arch)
         chain = Chain(arch, self.primitive)
         attention = AttendUnit(arch, dsp_chain.tap_latency(chain.levels - 1),
                                dsp_chain.OWN_LATENCY)

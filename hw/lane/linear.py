@@ -1,6 +1,6 @@
 """The controller of a lane's share of a matrix product."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -58,8 +58,8 @@ class LinearUnit(wiring.Component):
         High for a clock when the consumer has taken all results of a command.
     """
 
-    def __init__(self, arch):
-        self.arch, self.shape = arch, LaneShape(arch)
+    def __init__(self, arch, primitive=False):
+        self.arch, self.shape, self.primitive = arch, LaneShape(arch), primitive
         shape = self.shape
         slots = shape.slots
         super().__init__({
@@ -278,11 +278,23 @@ class LinearUnit(wiring.Component):
         """Return the input of a slot: one of nine of its window, from the slot's number on."""
         j, k = divmod(slot, CASCADE)
         window = source.word_select(j % self.shape.windows, 8 * WINDOW)
-        code = Signal(8, name=f"input_{slot}")
-        near = window[8 * k:8 * k + 64]
-        self.m.d.comb += code.eq(Mux(select[3], window[8 * k + 64:8 * k + 72],
-                                     near.word_select(select[:3], 8)))
-        return code
+        inputs = [window.word_select(k + at, 8) for at in range(9)]
+        near = self._either(select[2], *(choose(select[:2], inputs[at:at + 4]) for at in (4, 0)))
+        return Mux(select[3], inputs[8], near)
+
+    def _either(self, select, one, other):
+        """Return ``Mux(select, one, other)``, by the multiplexer behind each two LUTs of a slice.
+
+        Tools take a LUT of five inputs for it and for the choice that follows; without it two such
+        choices, which share their select, are one LUT.
+        """
+        if not self.primitive:
+            return Mux(select, one, other)
+        result = Signal(len(one), name="near")
+        for bit in range(len(one)):
+            self.m.submodules += Instance("MUXF7", i_I0=other[bit], i_I1=one[bit], i_S=select,
+                                          o_O=result[bit])
+        return result
 
     def _tags(self):
         """Send what belongs to the sums along with them."""
