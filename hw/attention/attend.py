@@ -1,6 +1,6 @@
 """Attention in a lane: keys against queries, softmax, weights against values, page by page."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -128,7 +128,8 @@ class AttendUnit(wiring.Component):
         ending = Signal()
         size = Signal(16)  # bytes of the item's keys
         m.d.comb += size.eq(item.tokens * insn.head_dim)
-        here = Array(self.table)[row]
+        table = [entry.as_value() for entry in self.table]
+        here = data.View(row_layout(arch), choose(row, table))
         m.d.comb += [
             walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
             merge.rows.eq(self.rows), merge.ratio.eq(ratio), merge.head_dim.eq(insn.head_dim),
@@ -143,7 +144,7 @@ class AttendUnit(wiring.Component):
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.d.comb += merge.top.eq(walk.top)
-        m.d.sync += root.eq(Array(self.table)[item.root])  # two clocks after "item"
+        m.d.sync += root.eq(choose(item.root, table))  # two clocks after "item"
         after, edge = Signal(POSITION_BITS + 1), Signal(signed(POSITION_BITS + 2))
         m.d.comb += [after.eq(position + 1), edge.eq(after - insn.window)]
         m.d.sync += [  # a clock after "row"
@@ -329,7 +330,7 @@ class _Scan:
         ]
         # The ancestor whose key and value a token is that is not in the cache.
         bits = row_bits(arch)
-        chain = Array(unit.table)[row].chain
+        chain = choose(row, [entry.chain for entry in unit.table])
         depth = Signal(range(arch.rows))
         self.ancestor = Signal(bits)
         m.d.comb += [

@@ -197,13 +197,15 @@ class ScaleAccumulate(wiring.Component):
         What it has comes ``READ_CLOCKS`` later, and is 0 of a row that is fresh.
         """
         m = self.m
-        m.submodules[f"accumulators_{at}"] = held = Ram(
-            shape=32, depth=1 << len(place), passive=True)
-        read = held.read_port(domain="comb")
+        copies = [Ram(shape=32, depth=1 << len(place), style=style, passive=True)
+                  for style in ("auto", "block")]
+        m.submodules[f"accumulators_{at}"], m.submodules[f"drained_{at}"] = held, drained = copies
+        write, other, read = held.write_port(), drained.write_port(), held.read_port(domain="comb")
         clear, before = (Signal(name=f"clear_{at}"),
                          Signal(32, name=f"before_{at}", reset_less=True))
         m.d.sync += [read.addr.eq(place), clear.eq(fresh), before.eq(Mux(clear, 0, read.data))]
-        return held.write_port(), before, held.read_port(domain="comb")
+        m.d.comb += [other.addr.eq(write.addr), other.data.eq(write.data), other.en.eq(write.en)]
+        return write, before, drained.read_port()
 
     def _read_drained(self, ports):
         """Read what is drained, by ports of its own: short strips leave no clock for it."""
@@ -211,8 +213,8 @@ class ScaleAccumulate(wiring.Component):
         last, lone, absent = Signal(), Signal(), Signal.like(drain.absent)
         address = Cat(Mux(drain.lone, drain.step >> 1, drain.step)[:place_bits(self.shape)],
                       drain.pair, drain.bank)
-        m.d.sync += [absent.eq(drain.absent), last.eq(drain.step[0]), lone.eq(drain.lone),
-                     *(port.addr.eq(address) for port in ports)]
+        m.d.comb += [port.addr.eq(address) for port in ports]
+        m.d.sync += [absent.eq(drain.absent), last.eq(drain.step[0]), lone.eq(drain.lone)]
         words = [port.data for port in ports]
         for row in range(half):
             even = Mux(lone, Mux(last, words[half + row], words[row]), words[2 * row])

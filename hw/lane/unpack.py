@@ -1,6 +1,6 @@
 """Unpack weight streams into bundles. Format: :mod:`alula.hw.layout`."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -245,14 +245,14 @@ class Unpacker(wiring.Component):
 
     def _points(self, zeros, step):
         """Return the zero points of a bundle's rows."""
-        default = Array(Const(1 << (bits - 1), 8) for bits in numerics.WEIGHT_BITS)[step.width]
+        default = choose(step.width, [Const(1 << (bits - 1), 8) for bits in numerics.WEIGHT_BITS])
         return Cat(Mux(step.zero_points, item, default)
                    for item in _cut(zeros, 8, self.shape.rows))
 
-    def _region(self, j, step, choose):
-        """Return ``choose`` of the region of a half-window, which depends on their number."""
+    def _region(self, j, step, what):
+        """Return ``what`` of the region of a half-window, which depends on their number."""
         most = self.shape.half_windows.bit_length() - 1
-        return Array(choose(j >> (most - log2)) for log2 in range(most + 1))[step.regions_log2]
+        return choose(step.regions_log2, [what(j >> (most - log2)) for log2 in range(most + 1)])
 
     def _by_half_window(self, points, step):
         """Return the zero point of each half-window."""
