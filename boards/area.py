@@ -3,6 +3,9 @@
 Yosys, from the package index, maps the generated Verilog to the cells of AMD UltraScale+. It is not
 the vendor's tool: it places nothing and knows no clock, and shares less logic. Hierarchy is kept
 while mapping, so nothing is optimised across modules, which makes figures higher, never lower.
+
+LUTs are counted twice: ``raw`` is each cell one LUT; ``lut`` is what is left when cells that may
+share a LUT do, an estimate (:mod:`alula.boards.packing`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
+from alula.boards.packing import shared
 from alula.hw.arch import ArchConfig, build
 from alula.hw.top import LANE_MODULE, TOP_MODULE, verilog
 
@@ -50,11 +54,12 @@ PARTS = {
     "kv260": Part(name="XCK26", lut=117_120, ff=234_240, bram=144, uram=64, dsp=1_248),
 }
 RESOURCES = ("lut", "ff", "bram", "uram", "dsp")
+COUNTS = ("raw", *RESOURCES)
 
 # What a cell takes: LUTs, flip-flops, BRAMs, URAMs, DSPs. Ref: UG974, UG474 for the carry chains,
 # which are beside the LUTs and take none.
 _COSTS = {
-    **{f"LUT{inputs}": ("lut", 1) for inputs in range(1, 7)},
+    **{f"LUT{inputs}": ("lut", 1) for inputs in range(1, 7)}, "INV": ("lut", 1),
     **dict.fromkeys(("FDRE", "FDSE", "FDCE", "FDPE"), ("ff", 1)),
     "SRL16E": ("lut", 1), "SRLC16E": ("lut", 1), "SRLC32E": ("lut", 1),
     "RAM32X1D": ("lut", 2), "RAM64X1D": ("lut", 2), "RAM128X1D": ("lut", 4),
@@ -64,11 +69,11 @@ _COSTS = {
     "RAMB18E2": ("bram", 0.5), "RAMB36E2": ("bram", 1), "URAM288": ("uram", 1),
     "DSP48E2": ("dsp", 1),
 }
-_FREE = {"INV", "MUXF7", "MUXF8", "MUXF9", "CARRY4", "CARRY8", "GND", "VCC", "BUFG",
-         "$scopeinfo", "XORCY", "MUXCY"}
-_THROUGH = {"INV", "MUXF7", "MUXF8", "MUXF9", "CARRY4", "CARRY8"}  # no level of logic
+_THROUGH = {"MUXF7", "MUXF8", "MUXF9", "CARRY4", "CARRY8"}  # no level of logic
 
-# As synth_xilinx, but with the older ABC, which takes a tenth of the time for a lane.
+# As synth_xilinx, but with the older ABC, which takes a tenth of the time for a lane, and without
+# xilinx_dffopt: it makes resets and enables of registers inputs of the LUTs before them, which then
+# share no place. The vendor's tools do so only for fewer than four registers.
 _SCRIPT = """
 read_verilog -sv design.v
 hierarchy -top {top}
@@ -79,8 +84,8 @@ abc -luts 2:2,3,6:5
 clean
 xilinx_srl -fixed -minlen 3
 techmap -map +/xilinx/lut_map.v -map +/xilinx/cells_map.v -D LUT_WIDTH=6
-xilinx_dffopt
 opt_lut_ins -tech xilinx
+opt_merge
 clean
 blackbox =A:whitebox
 flatten
@@ -102,7 +107,10 @@ class LogicPath:
 
 @dataclass(kw_only=True)
 class Figures:
-    """What a netlist takes, whole and by submodule, and its deepest paths."""
+    """What a netlist takes, whole and by submodule, and its deepest paths.
+
+    ``raw`` is LUTs if none were shared.
+    """
 
     used: dict[str, float]
     by_module: dict[str, dict[str, float]]
@@ -139,14 +147,17 @@ def measure(netlist: dict[str, Any], depth: int = 2, most: int = 20) -> Figures:
     """Return what a netlist takes, submodules of up to ``depth`` names apart."""
     used: dict[str, float] = defaultdict(float)
     by_module: dict[str, dict[str, float]] = {}
+    parts = shared(netlist)
     for name, cell in netlist["cells"].items():
         kind = cell["type"]
         if kind not in _COSTS:
             continue
         what, count = _COSTS[kind]
-        used[what] += count
-        by_module.setdefault(_module(name, depth), defaultdict(float))[what] += count
-    figures = Figures(used={what: used[what] for what in RESOURCES},
+        for counts in (used, by_module.setdefault(_module(name, depth), defaultdict(float))):
+            counts[what] += count * parts.get(name, 1)
+            if what == "lut":
+                counts["raw"] += count
+    figures = Figures(used={what: used[what] for what in COUNTS},
                       by_module={name: dict(count) for name, count in sorted(by_module.items())})
     _measure_depth(netlist, figures, most)
     return figures
@@ -250,7 +261,7 @@ def _bits(bits: list[Any]) -> list[int]:
 def _through(cell: dict[str, Any], inputs: list[str]) -> tuple[int, list[str]]:
     """Return the levels of logic in a cell, and the inputs that reach its outputs unclocked."""
     kind = cell["type"]
-    if kind.startswith("LUT"):
+    if kind.startswith("LUT") or kind == "INV":
         return 1, inputs
     if kind in _THROUGH:
         return 0, inputs
@@ -290,7 +301,7 @@ class Report:
     def used(self) -> dict[str, float]:
         """All lanes and the rest."""
         return {what: self.lanes * self.lane.used[what] + self.rest.used[what]
-                for what in RESOURCES}
+                for what in COUNTS}
 
 
 def report(arch: ArchConfig) -> Report:
@@ -306,17 +317,17 @@ def report(arch: ArchConfig) -> Report:
 
 def _show(console: Console, one: Report) -> None:
     table = Table(title=f"{one.build} on {one.part.name}")
-    for heading in ("", *RESOURCES, "levels", "deep"):
+    for heading in ("", *COUNTS, "levels", "deep"):
         table.add_column(heading, justify="left" if not heading else "right")
 
     def row(name: str, figures: Figures) -> None:
-        table.add_row(name, *(f"{figures.used[what]:,g}" for what in RESOURCES),
+        table.add_row(name, *(f"{figures.used[what]:,g}" for what in COUNTS),
                       str(figures.levels), str(figures.deep))
     row("lane", one.lane)
     row("rest", one.rest)
-    table.add_row("whole", *(f"{one.used[what]:,g}" for what in RESOURCES))
-    table.add_row("device", *(f"{getattr(one.part, what):,}" for what in RESOURCES))
-    table.add_row("share", *(f"{one.used[what] / getattr(one.part, what):.1%}"
+    table.add_row("whole", *(f"{one.used[what]:,g}" for what in COUNTS))
+    table.add_row("device", "", *(f"{getattr(one.part, what):,}" for what in RESOURCES))
+    table.add_row("share", "", *(f"{one.used[what] / getattr(one.part, what):.1%}"
                              for what in RESOURCES))
     console.print(table)
     for name, figures in (("lane", one.lane), ("rest", one.rest)):

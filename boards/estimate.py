@@ -26,31 +26,39 @@ def lane_hash(arch: ArchConfig) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A lane by Yosys: when, and at which commit; later ones may have changed it."""
+    """A lane by Yosys, and what is around the lanes of the build that it was measured in.
+
+    When, and at which commit; later ones may have changed it. LUTs are those after packing
+    (:mod:`alula.boards.packing`). The rest is of ``around_commit``, with more or fewer lanes too.
+    """
 
     lane: str
     date: str
     commit: str
     used: dict[str, float]
+    around: dict[str, float]
+    around_commit: str
 
 
 MEASURED = (
-    Measured(lane="c90d25733c846825", date="2026-11-22", commit="a543ac5",
-             used={"lut": 51_249, "ff": 39_076, "bram": 36, "uram": 22, "dsp": 169}),  # of u55c
+    Measured(lane="c90d25733c846825", date="2026-11-22", commit="358b347",  # of u55c
+             used={"lut": 32_472, "ff": 35_364, "bram": 38, "uram": 22, "dsp": 216},
+             around={"lut": 47_724, "ff": 49_388, "bram": 9.5, "uram": 31, "dsp": 183},
+             around_commit="a543ac5"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Lanes of a build on its part. What is around the lanes is not counted: it is not measured."""
+    """A build on its part, without the platform that it is linked with."""
 
     part: Part
     lanes: int
     lane: Measured
 
     def used(self, what: str) -> float:
-        """Return how many of a resource all lanes take."""
-        return self.lanes * self.lane.used[what]
+        """Return how many of a resource all lanes and what is around them take."""
+        return self.lanes * self.lane.used[what] + self.lane.around[what]
 
     def share(self, what: str) -> float:
         """Return that as a share of the part; infinite if the part has none."""
@@ -65,13 +73,14 @@ class Estimate:
     @property
     def most_lanes(self) -> int:
         """How many lanes stay within ``LIMIT``; may be none."""
-        return int(min(LIMIT * getattr(self.part, what) / count
-                       for what, count in self.lane.used.items() if count))
+        fit = min((LIMIT * getattr(self.part, what) - self.lane.around[what]) / count
+                  for what, count in self.lane.used.items() if count)
+        return max(0, int(fit))
 
     @property
     def source(self) -> str:
-        return (f"Yosys, {self.lane.date}, commit {self.lane.commit}; lanes only, "
-                "what is around them is not measured")
+        return (f"Yosys, {self.lane.date}, lanes at commit {self.lane.commit}, "
+                f"what is around them at {self.lane.around_commit}; without the platform")
 
     def __str__(self) -> str:
         return ", ".join(f"{self.used(what):,.0f} {what.upper()} of {getattr(self.part, what):,} "
@@ -87,7 +96,7 @@ def estimate(board: Board, arch: ArchConfig) -> Estimate | None:
 
 
 def describe(board: Board, arch: ArchConfig) -> str:
-    """Say what the lanes take, or how that could be found out."""
+    """Say what a build takes, or how that could be found out."""
     found = estimate(board, arch)
     if found:
         return f"{found} ({found.source})"
@@ -97,7 +106,7 @@ def describe(board: Board, arch: ArchConfig) -> str:
 
 
 def check_room(board: Board, arch: ArchConfig) -> None:
-    """Raise ValueError, with the numbers, if the lanes are known to take more than ``LIMIT``."""
+    """Raise ValueError, with the numbers, if a build is known to take more than ``LIMIT``."""
     found = estimate(board, arch)
     if found is None or not found.over:
         return

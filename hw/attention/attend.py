@@ -1,6 +1,6 @@
 """Attention in a lane: keys against queries, softmax, weights against values, page by page."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -15,6 +15,7 @@ from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
 from alula.hw.lane.activation import READ_LATENCY
 from alula.hw.lane.chain import CASCADE
+from alula.hw.lane.operands import query_port
 from alula.hw.numerics import PAGE_TOKENS
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
@@ -29,16 +30,18 @@ _TOKENS = ceil_log2(PAGE_TOKENS)
 def chain_port(arch):
     """What drives the DSP chain in attention: a piece of a key or a value on its weights.
 
-    ``sum`` (reduce) answers ``sum_latency`` clocks later; ``own`` (accumulate) of slot ``s``
-    ``own_latency + s % CASCADE`` clocks later.
+    ``codes`` come a clock before the rest, and what is ``wanted`` of the query two.
+    ``sum`` (reduce) answers ``sum_latency`` clocks later; ``own`` (accumulate) of byte ``b``
+    ``own_latency + b % CASCADE`` clocks later.
     """
     return wiring.Signature({
+        "query": Out(query_port(arch)),
         "valid": Out(1),
         "accumulate": Out(1),
         "first": Out(1),  # of an accumulation
-        "codes": Out(signed(8)).array(arch.beat_bytes),
-        "factors": Out(signed(8)).array(arch.beat_bytes),
-        "weight": Out(8),  # instead of each factor, if ``accumulate``
+        "codes": Out(8 * arch.beat_bytes),
+        "blocks": Out(arch.beat_bytes // BLOCK),  # of codes: those that are of the piece
+        "weight": Out(8),  # instead of the query, if ``accumulate``
         "sum": In(signed(DOT_BITS)),
         "own": In(signed(SUM_BITS)).array(arch.beat_bytes),
     })
@@ -125,7 +128,8 @@ class AttendUnit(wiring.Component):
         ending = Signal()
         size = Signal(16)  # bytes of the item's keys
         m.d.comb += size.eq(item.tokens * insn.head_dim)
-        here = Array(self.table)[row]
+        table = [entry.as_value() for entry in self.table]
+        here = data.View(row_layout(arch), choose(row, table))
         m.d.comb += [
             walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
             merge.rows.eq(self.rows), merge.ratio.eq(ratio), merge.head_dim.eq(insn.head_dim),
@@ -140,7 +144,7 @@ class AttendUnit(wiring.Component):
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.d.comb += merge.top.eq(walk.top)
-        m.d.sync += root.eq(Array(self.table)[item.root])  # two clocks after "item"
+        m.d.sync += root.eq(choose(item.root, table))  # two clocks after "item"
         after, edge = Signal(POSITION_BITS + 1), Signal(signed(POSITION_BITS + 2))
         m.d.comb += [after.eq(position + 1), edge.eq(after - insn.window)]
         m.d.sync += [  # a clock after "row"
@@ -302,7 +306,7 @@ class _Scan:
             value_base.eq(head_base + (insn.value << block)),
             self.query_now.eq(row * ratio + query),
         ]
-        # Whose codes are in `pieces`; a query alone stays there from page to page.
+        # Whose codes are kept; a query alone stays there from page to page.
         self.loaded = Signal()
         now, self.held_query = Cat(item.head, row, query), Signal(
             len(item.head) + len(row) + len(query))
@@ -326,7 +330,7 @@ class _Scan:
         ]
         # The ancestor whose key and value a token is that is not in the cache.
         bits = row_bits(arch)
-        chain = Array(unit.table)[row].chain
+        chain = choose(row, [entry.chain for entry in unit.table])
         depth = Signal(range(arch.rows))
         self.ancestor = Signal(bits)
         m.d.comb += [
@@ -370,21 +374,20 @@ class _Scan:
             unit.ring_pointer.eq(late(ring_beat, LATENCY - RING_LATENCY)),
         ]
 
-        # The beat or the word is there; its piece comes first, and nothing behind it.
+        # The beat or the word is there; its piece comes first.
         at = Mux(from_buffer, codes[block:self.beat], self.offset[block:self.beat])
         word = Signal(8 * arch.beat_bytes)
         m.d.comb += word.eq(Mux(late(from_buffer), unit.codes, unit.ring_data))
-        taken = first_blocks(m, word, late(at) if len(at) else at)
-        taken = Cat(Mux(self.piece >= block + b.bit_length(),
-                        taken[8 * BLOCK * b:8 * BLOCK * (b + 1)], 0)
-                    for b in range(arch.beat_bytes // BLOCK))
-        self.pieces = pieces = Ram(shape=8 * arch.beat_bytes, depth=32, passive=True)
-        m.submodules.query = pieces
-        kept, factors = pieces.write_port(), pieces.read_port(domain="comb")
+        port = unit.chain
         m.d.comb += [
-            kept.addr.eq(late(self.part)), kept.data.eq(taken),
-            kept.en.eq(late(self.query_turn, reset=True)),
-            factors.addr.eq(late(self.part)),
+            port.codes.eq(first_blocks(m, word, late(at) if len(at) else at)),
+            port.blocks.eq(Cat(self.piece >= block + b.bit_length()
+                               for b in range(arch.beat_bytes // BLOCK))),
+            port.query.busy.eq(unit.busy), port.query.keep.eq(late(self.query_turn, reset=True)),
+            port.query.part.eq(late(self.part)), port.query.piece.eq(self.piece),
+            port.query.offset.eq(late(codes[block:self.beat]) if len(at) else 0),
+            port.query.wanted.eq(late(self.part, LATENCY - 1)),
+            port.query.nothing.eq(late(self.in_values, LATENCY - 1)),
         ]
         with m.If(late(self.query_turn & (self.part == 0), reset=True)):
             m.d.sync += self.query_scale.eq(unit.scale)
@@ -395,9 +398,6 @@ class _Scan:
         own = late(self.is_own)
 
         # A clock later: the chain.
-        at_chain = Signal(8 * arch.beat_bytes)
-        factor = Signal(8 * arch.beat_bytes)
-        m.d.sync += [at_chain.eq(taken), factor.eq(factors.data)]
         m.d.comb += [
             softmax.place.eq(place), softmax.query.eq(self.query_now),
             softmax.code_query.eq(late(self.query_now)), softmax.token.eq(late(self.token)),
@@ -406,11 +406,6 @@ class _Scan:
             unit.chain.accumulate.eq(late(self.in_values, LATENCY + 1)),
             unit.chain.weight.eq(softmax.code),
         ]
-        for at in range(arch.beat_bytes):
-            m.d.comb += [
-                unit.chain.codes[at].eq(at_chain.word_select(at, 8).as_signed()),
-                unit.chain.factors[at].eq(factor.word_select(at, 8).as_signed()),
-            ]
         self._scores(softmax, p, LATENCY + 1 + unit.sum_latency, Mux(own, unit.scale, key_scale),
                      Mux(own, own_value_scale, value_scale))
         self._capture(softmax, merge, [

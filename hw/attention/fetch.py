@@ -1,6 +1,6 @@
 """Ask for the pages of an attention, keys some pages before values."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -9,6 +9,7 @@ from alula.hw import isa, layout
 from alula.hw.attention.multiply import Multiplier
 from alula.hw.attention.walk import UNIT_BITS, PageWalk, item_layout
 from alula.hw.axi import ADDRESS_BITS, BEATS_BITS, REQUEST
+from alula.hw.choice import choose
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import WORD_BYTES
 from alula.hw.lane.prefetch import PAGES
@@ -70,7 +71,7 @@ class PageFetch(wiring.Component):
         item = Signal(item_layout(arch))
         m.d.comb += [
             walk.kv_heads.eq(load.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
-            self.entry.eq(Array(row.pages for row in self.table)[item.root] + item.page),
+            self.entry.eq(choose(item.root, [row.pages for row in self.table]) + item.page),
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]
         m.submodules.multiply = multiply = Multiplier(SLOT_BITS, 32)
@@ -156,13 +157,15 @@ class PageFetch(wiring.Component):
             self.requests.payload.address.eq(held.address),
             self.requests.payload.beats.eq(size),
             self.requests.payload.last.eq(held.last),
-            whole.ready.eq(~busy | (self.requests.ready & ~more)),
+            whole.ready.eq(~busy),  # a clock between two, so that no way leads through here
         ]
         with m.If(busy & self.requests.ready):
             m.d.sync += [
                 held.beats.eq(held.beats - size),
                 held.address.eq(held.address + (size << ceil_log2(self.arch.beat_bytes))),
             ]
+            with m.If(~more):
+                m.d.sync += busy.eq(0)
         with m.If(whole.ready):
             m.d.sync += [busy.eq(whole.valid), held.eq(whole.payload)]
         return whole

@@ -11,6 +11,7 @@ from alula.hw.attention.fetch import SCALE_BYTES
 from alula.hw.attention.multiply import Multiplier
 from alula.hw.attention.walk import HEAD_BITS, UNIT_BITS, first_units
 from alula.hw.axi import ADDRESS_BITS, REQUEST
+from alula.hw.choice import choose
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK, WORD_BYTES
 from alula.hw.lane.activation import READ_LATENCY
@@ -80,7 +81,8 @@ class KeyValueStore(wiring.Component):
         token = Signal(_TOKENS)
         piece, last_part = Signal(3), Signal(6)
         is_value, part, sends_scale = Signal(), Signal(6), Signal()
-        here = Array(self.table)[row]
+        here = data.View(row_layout(arch), choose(
+            row, [entry.as_value() for entry in self.table]))
         m.d.comb += [
             unit.eq((head << ceil_log2(PAGE_CLASSES)) + leaf),
             self.entry.eq(pages + (position >> _TOKENS)),
@@ -199,9 +201,9 @@ class KeyValueStore(wiring.Component):
         """
         if not len(at):
             return word
-        blocks = Array(word[8 * BLOCK * b:8 * BLOCK * (b + 1)] for b in range(1 << len(at)))
+        blocks = [word.word_select(b, 8 * BLOCK) for b in range(1 << len(at))]
         source = Cat(Mux(piece > _BLOCK + bit, block[bit], at[bit]) for bit in range(len(at)))
-        return blocks[source]
+        return choose(source, blocks)
 
     def _strobe(self, at, sends_scale, piece):
         """Return which bytes of a beat a scale or a piece at byte ``at`` is."""

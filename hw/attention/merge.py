@@ -8,6 +8,7 @@ from amaranth.utils import ceil_log2
 from alula.hw import fp, layout
 from alula.hw.attention.softmax import EMPTY, PEAK_BITS, STATS
 from alula.hw.attention.walk import HEAD_BITS, PAGE_BITS
+from alula.hw.choice import choose
 from alula.hw.numerics import PAGE_CLASSES
 from alula.hw.passive import passive
 from alula.hw.pipe import Pipe
@@ -234,8 +235,8 @@ class LaneMerge(wiring.Component):
         old_total = p.input(store.mine_total, stage=1)
         other_total = p.mux(node_now, p.input(store.other_total, stage=1),
                             p.input(job.stats.total))
-        numbers = Array(Cat(self.sums[first:first + AT_ONCE])
-                        for first in range(0, self.arch.beat_bytes, AT_ONCE))[index]
+        numbers = choose(index, [Cat(self.sums[first:first + AT_ONCE])
+                                 for first in range(0, self.arch.beat_bytes, AT_ONCE)])
         results = []
         for lane in range(AT_ONCE):
             number = p.apply(lambda v, zero: Mux(zero, 0, v).as_signed()[:SUM_BITS].as_signed(),

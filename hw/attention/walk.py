@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from alula.hw import layout
+from alula.hw.choice import choose
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
 from alula.hw.step import POSITION_BITS, row_bits, row_layout
 
@@ -92,7 +93,7 @@ class PageWalk(wiring.Component):
         top = self.top
         item = self.items.payload
         begin, end = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
-        m.d.sync += here.eq(Array(self.table)[row])
+        m.d.sync += here.eq(choose(row, [entry.as_value() for entry in self.table]))
         m.d.comb += [
             later_root.eq(Cat((entry.root == at) & (at > row) & (at < self.rows)
                               for at, entry in enumerate(self.table)).any()),

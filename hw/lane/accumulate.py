@@ -1,14 +1,17 @@
 """Scale the exact sums of a lane's chain and add them up in fp32. Ref: ``numerics.linear``."""
 
+from itertools import product
+
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from alula.hw import fp
 from alula.hw.choice import choose
 from alula.hw.isa import TILE_ROWS
 from alula.hw.lane.chain import tap_bits, taps_layout
-from alula.hw.lane.drain import EXPONENT_BITS, READ_CLOCKS, STRIP_BANKS, Drain, result_layout
+from alula.hw.lane.drain import EXPONENT_BITS, READ_CLOCKS, Drain, result_layout
 from alula.hw.lane.shape import CHUNK_BITS, LaneShape
 from alula.hw.pipe import Pipe
 from alula.hw.ram import Ram
@@ -20,28 +23,32 @@ GROUP_SUM_BITS = 24  # of 256 products: 256 * 127 * 255 < 2**23
 SCALES_LATENCY = 1 + fp.SCALE_INT_LATENCY  # clocks from a tag to its tokens' scales
 
 
-def place_layout(shape):
-    """Return the layout of which sums of the tree the pipelines take.
+def place_bits(shape):
+    """Return the bits of a row's place in its pipeline's accumulators; the rest is the pipeline."""
+    return ceil_log2(2 * TILE_ROWS // shape.rows)
 
-    The tree's sums are those of ``2**regions_log2`` regions. If the pair has one token, it is
-    ``lone``, and pipeline ``p`` takes the low sum of row ``p``. Else pipelines ``2 * r`` and
-    ``2 * r + 1`` take the low and the high sum of row ``r``, and if ``second`` of row
-    ``r + shape.rows / 2``.
+
+def job_layout(shape):
+    """Return the layout of what a pipeline does with a bundle and a pair of tokens.
+
+    If ``there``, it takes the sum of the bundle's row number ``rank``, whose accumulator is at
+    ``place``; a ``fresh`` row has no sum yet in this strip.
     """
-    return data.StructLayout({"regions_log2": range(shape.half_windows.bit_length()),
-                              "lone": 1, "second": 1})
+    return data.StructLayout({"there": 1, "rank": range(shape.rows), "place": place_bits(shape),
+                              "scale": 16, "fresh": 1})
 
 
 def tag_layout(shape):
     """Return the layout of what goes beside the sums of a bundle and a pair of tokens.
 
-    Row ``r`` is the bundle's ``r``-th, of ``count``: ``rows`` are their numbers. ``fresh`` rows
-    have no sum yet in this strip. ``end_of_strip`` marks a strip's last sums; with it ``touched``
+    Of a ``lone`` token, pipeline ``p`` has the rows that are ``p`` modulo ``shape.rows``. Else
+    pipelines ``2 * b`` and ``2 * b + 1`` have the even and the odd token's sums of the rows that
+    are ``b`` modulo half of that. ``end_of_strip`` marks a strip's last sums; with it ``touched``
     tells the rows that have a sum.
     """
     return data.StructLayout({
-        "place": place_layout(shape), "pair": range(max(2, shape.pairs)), "count": 3,
-        "rows": 4 * shape.rows, "scales": 16 * shape.rows, "fresh": shape.rows,
+        "lone": 1, "pair": range(max(2, shape.pairs)),
+        "jobs": data.ArrayLayout(job_layout(shape), shape.rows),
         "chunk": CHUNK_BITS, "last_chunk": 1, "bank": 1, "end_of_strip": 1,
         "touched": TILE_ROWS})
 
@@ -51,14 +58,14 @@ class ScaleAccumulate(wiring.Component):
 
     Nothing stalls what comes in. Sums for the same row, pair and strip must be ``DISTANCE`` clocks
     apart, and a strip may begin only when the strip ``STRIP_BANKS`` before it is drained. Each of
-    ``shape.rows`` pipelines takes one sum a clock.
+    ``shape.rows`` pipelines takes one sum a clock, and has its own rows' accumulators.
 
     Members
     -------
     taps : ``In``
         The chain's.
-    place : ``In(place_layout)``
-        Belongs to the tap of the lowest level.
+    regions_log2 : ``In``
+        log2 of the regions whose sums are taken. Belongs to the tap of the lowest level.
     valid, tag : ``In``
         Belong to the tap of the highest level.
     scales : ``In(64)``
@@ -77,8 +84,9 @@ class ScaleAccumulate(wiring.Component):
         self.arch, self.shape = arch, LaneShape(arch)
         self.top = self.shape.half_windows.bit_length() - 1
         super().__init__({
-            "taps": In(taps_layout(self.shape)), "place": In(place_layout(self.shape)),
-            "valid": In(1), "tag": In(tag_layout(self.shape)), "scales": In(64),
+            "taps": In(taps_layout(self.shape)),
+            "regions_log2": In(range(self.shape.half_windows.bit_length())), "valid": In(1),
+            "tag": In(tag_layout(self.shape)), "scales": In(64),
             "begin": In(1), "first": In(16), "tokens": In(7), "exponent": In(signed(EXPONENT_BITS)),
             "results": Out(stream.Signature(result_layout(arch))), "drained": Out(1)})
 
@@ -88,14 +96,13 @@ class ScaleAccumulate(wiring.Component):
         self.tag_value = p.input(self.tag.as_value(), self.top)
         self.valid_value = p.input(self.valid, self.top, reset=True)
         m.submodules.drain = self.drain = Drain(self.arch)
-        numbers = self._chunks(self._sums())
+        numbers = self._shared_out(*self._chunks(*self._sums()))
         even, odd = (p.input(self.scales[at:at + 32], self.top + SCALES_LATENCY) for at in (0, 32))
-        lone = p.apply(lambda tag: self._tag(tag).place.lone, self.tag_value, latency=0)
+        lone = self._of_tag(lambda tag: tag.lone)
         x_scales = p.delay(even, 1), p.mux(lone, even, odd)
         terms = []
         for at, number in enumerate(numbers):
-            scale = p.apply(lambda tag, at=at: self._mine(at, tag, self._tag(tag).scales, 16),
-                            self.tag_value)
+            scale = self._of_tag(lambda tag, at=at: tag.jobs[at].scale)
             terms.append(p.mul(fp.scale_int(p, number, scale), x_scales[at % 2]))
         self._drain(self._accumulate(terms))
         return m
@@ -103,137 +110,116 @@ class ScaleAccumulate(wiring.Component):
     def _tag(self, bits):
         return data.View(tag_layout(self.shape), bits)
 
-    def _ranks(self, pipeline):
-        """Return which row of the bundle a pipeline takes: first, second, or of a lone token."""
-        return pipeline // 2, pipeline // 2 + self.shape.rows // 2, pipeline
-
-    def _mine(self, pipeline, tag, rows, width):
-        """Return a pipeline's part of what there is for each row."""
-        place = self._tag(tag).place
-        return choose(Cat(place.second, place.lone),
-                      [rows.word_select(rank, width) for rank in self._ranks(pipeline)])
+    def _of_tag(self, part):
+        """Return a part of the tag as a value of the pipeline."""
+        return self.p.apply(lambda tag: part(self._tag(tag)), self.tag_value, latency=0)
 
     def _sums(self):
-        """Return each pipeline's sum: what it takes of the tree goes from level to level."""
+        """Return each rank's low and high sum: what is taken of the tree goes from level to level.
+        """
         p, shape = self.p, self.shape
-        place = p.input(self.place.as_value())
-        held = [None] * shape.rows
+        regions_log2 = p.input(self.regions_log2)
+        held = [[None] * shape.rows, [None] * shape.rows]
         for level in range(self.top + 1):
-            here = data.View(place_layout(shape), p.at(place, level))
-            mine = p.wire(here.regions_log2 == self.top - level, "mine")
-            select = p.wire(Cat(mine & ~here.second, mine & (here.second | here.lone)), "select")
-            for at in range(shape.rows):
-                held[at] = self._taken(level, at, select, held[at])
+            mine = p.wire(p.at(regions_log2, level) == self.top - level, "mine")
+            tap, size = self.taps[f"level_{level}"], tap_bits(level)
+            regions = shape.half_windows >> level
+            for half, rank in product(range(2), range(min(shape.rows, regions))):
+                at = size * (half * regions + rank)
+                held[half][rank] = self._taken(mine, tap[at:at + size], held[half][rank])
         return held
 
-    def _taken(self, level, pipeline, select, before):
-        """Return a pipeline's sum a level later: that of before, or one of this level's."""
-        regions, size = self.shape.half_windows >> level, tap_bits(level)
-        tap = self.taps[f"level_{level}"]
-        first, second, lone = self._ranks(pipeline)
-        high = regions * (pipeline % 2)
-        values = [before and self.p.at(before, level)] + [
-            tap[size * place:size * (place + 1)].as_signed() if rank < regions else None
-            for place, rank in ((high + first, first), (high + second, second), (lone, lone))]
-        known = next(value for value in reversed(values) if value is not None)
-        values = [known if value is None else value for value in values]
-        total = Signal(signed(size), name=f"sum_{level}_{pipeline}", reset_less=True)
-        self.m.d.sync += total.eq(choose(select, values))
-        return self.p.input(total, level + 1)
+    def _taken(self, mine, tap, before):
+        """Return a sum a level later: this level's if that is ``mine``, else that of before."""
+        total = Signal(signed(len(tap)), name="sum", reset_less=True)
+        stage = before.stage if before else 0
+        self.m.d.sync += total.eq(Mux(mine, tap.as_signed(), before.signal) if before
+                                  else tap.as_signed())
+        return self.p.input(total, stage + 1)
 
-    def _chunks(self, sums):
+    def _chunks(self, low, high):
         """Add the chunks of a row; only bundles of one row have several."""
         m, p = self.m, self.p
-        stage = sums[0].stage
-        bits = max(len(sums[0].signal), GROUP_SUM_BITS)
+        stage = self.top + 1
         here = self._tag(p.at(self.tag_value, stage))
         m.submodules.chunks = held = Ram(
-            shape=2 * bits, depth=max(2, self.shape.pairs), passive=True)
+            shape=2 * GROUP_SUM_BITS, depth=max(2, self.shape.pairs), passive=True)
         write, read = held.write_port(), held.read_port(domain="comb")
         totals = []
-        for token, number in enumerate(sums[:2]):
-            total = Signal(signed(bits), name=f"chunks_{token}")
-            before = read.data[bits * token:bits * (token + 1)].as_signed()
+        for half, number in enumerate((low[0], high[0])):
+            total = Signal(signed(GROUP_SUM_BITS), name=f"chunks_{half}")
+            before = read.data.word_select(half, GROUP_SUM_BITS).as_signed()
             m.d.comb += total.eq(number.signal + Mux(here.chunk == 0, 0, before))
-            totals.append(total)
+            totals.append(p.input(total, stage))
         m.d.comb += [write.addr.eq(here.pair), read.addr.eq(here.pair),
-                     write.data.eq(Cat(totals)), write.en.eq(p.at(self.valid_value, stage))]
-        return [p.delay(p.input(total, stage), 1) for total in totals] + [
-            p.delay(number, 1) for number in sums[2:]]
+                     write.data.eq(Cat(total.signal for total in totals)),
+                     write.en.eq(p.at(self.valid_value, stage))]
+        return [totals[0], *low[1:]], [totals[1], *high[1:]]
+
+    def _shared_out(self, low, high):
+        """Return each pipeline's sum, which may be of any of the bundle's rows."""
+        p, stage = self.p, self.top + 1
+        low, high = ([p.at(number, stage).as_signed() for number in half] for half in (low, high))
+        tag, numbers = self._tag(p.at(self.tag_value, stage)), []
+        for at, job in enumerate(tag.jobs):
+            of_low = choose(job.rank, low)
+            number = Signal(signed(GROUP_SUM_BITS), name=f"number_{at}", reset_less=True)
+            self.m.d.sync += number.eq(
+                Mux(tag.lone, of_low, choose(job.rank, high)) if at % 2 else of_low)
+            numbers.append(p.input(number, stage + 1))
+        return numbers
 
     def _accumulate(self, terms):
-        """Add terms to their rows' accumulators, and return the stage at which they are written.
-
-        Even and odd tokens' sums are beside each other; those of a lone token are in both places.
-        """
-        m, p, shape = self.m, self.p, self.shape
-        m.submodules.accumulators = held = Ram(
-            shape=64 * TILE_ROWS, depth=STRIP_BANKS * max(2, shape.pairs), passive=True)
-        write, read = held.write_port(granularity=64), held.read_port(domain="comb")
+        """Add terms to their rows' accumulators, and return the stage at which they are written."""
+        p = self.p
         stage = terms[0].stage
         end = stage + fp.ADD_LATENCY
-        target = p.apply(lambda tag: Cat(self._tag(tag).pair, self._tag(tag).bank),
-                         self.tag_value, latency=0)
-        there = self._there()
-        m.d.sync += read.addr.eq(p.at(target, stage - READ_CLOCKS))
-        self._read_drained(held.read_port(domain="comb"))
-        ends, rows = [], []
+        there = p.apply(lambda tag, valid: Cat(
+            valid & self._tag(tag).last_chunk & job.there for job in self._tag(tag).jobs),
+            self.tag_value, self.valid_value)
+        finished = []
         for at, term in enumerate(terms):
-            row = p.apply(lambda tag, at=at: self._mine(at, tag, self._tag(tag).rows, 4),
-                          self.tag_value)
-            fresh = p.apply(lambda tag, at=at: self._mine(at, tag, self._tag(tag).fresh, 1),
-                            self.tag_value)
-            number, clear = Signal(4, name=f"row_{at}"), Signal(name=f"clear_{at}")
-            m.d.sync += [
-                number.eq(p.at(row, stage - READ_CLOCKS)),
-                clear.eq(p.at(fresh, stage - READ_CLOCKS))]
-            before = Signal(32, name=f"before_{at}", reset_less=True)
-            m.d.sync += before.eq(Mux(clear, 0, choose(
-                number, [read.data[32 * place:32 * place + 32]
-                         for place in range(at % 2, 2 * TILE_ROWS, 2)])))
+            place = self._of_tag(lambda tag, at=at: Cat(tag.jobs[at].place, tag.pair, tag.bank))
+            fresh = self._of_tag(lambda tag, at=at: tag.jobs[at].fresh)
+            write, before, drained = self._accumulators(at, p.at(place, stage - READ_CLOCKS),
+                                                        p.at(fresh, stage - READ_CLOCKS))
             total = p.add(p.input(before, stage), term)
             assert total.stage == end
-            ends.append(total.signal)
-            rows.append(p.at(row, end - 1))
-        m.d.comb += write.addr.eq(p.at(target, end))
-        lone = self._tag(p.at(self.tag_value, end - 1)).place.lone
-        self._write(write, ends, rows, p.at(there, end - 1), lone)
+            self.m.d.comb += [write.addr.eq(p.at(place, end)), write.data.eq(total.signal),
+                              write.en.eq(p.at(there, end)[at])]
+            finished.append(drained)
+        self._read_drained(finished)
         return end
 
-    def _read_drained(self, port):
-        """Read what is drained, by a port of its own: short strips leave no clock for it."""
-        m, drain = self.m, self.drain
-        step, absent = Signal.like(drain.step), Signal.like(drain.absent)
-        m.d.sync += [port.addr.eq(Cat(drain.pair, drain.bank)), step.eq(drain.step),
-                     absent.eq(drain.absent)]
-        words = [port.data[at:at + len(drain.values)]
-                 for at in range(0, len(port.data), len(drain.values))]
-        found = choose(step, words)
-        m.d.sync += drain.values.eq(Cat(
-            Mux(absent[row], 0, found.word_select(row, 64)) for row in range(len(absent))))
+    def _accumulators(self, at, place, fresh):
+        """Return a pipeline's memory: its write port, what it has at a place, a port to drain it.
 
-    def _there(self):
-        """Return which pipelines have sums to be added."""
-        def there(tag, valid):
-            view = self._tag(tag)
-            rows = Cat(rank < view.count for rank in range(self.shape.rows))
-            return Cat(valid & view.last_chunk & self._mine(at, tag, rows, 1)
-                       for at in range(self.shape.rows))
-        return self.p.apply(there, self.tag_value, self.valid_value)
-
-    def _write(self, write, ends, rows, there, lone):
-        """Write each row's sums a clock later; which pipelines have them is known by then."""
+        What it has comes ``READ_CLOCKS`` later, and is 0 of a row that is fresh.
+        """
         m = self.m
-        for number in range(TILE_ROWS):
-            hits = Cat(there[at] & (row == number) for at, row in enumerate(rows))
-            # Of a pair's pipelines the first has the even token's sum, unless it is lone.
-            odd, late = hits[1::2].any(), hits[2:].any()
-            some = Signal(name=f"some_{number}", reset_less=True)
-            select = [Signal(2, name=f"from_{number}_{half}", reset_less=True) for half in "eo"]
-            m.d.sync += [some.eq(hits.any()), select[0].eq(Cat(lone & odd, late)),
-                         select[1].eq(Cat(~lone | odd, late))]
-            m.d.comb += [write.en[number].eq(some), write.data.word_select(number, 64).eq(
-                Cat(choose(one, ends) for one in select))]
+        copies = [Ram(shape=32, depth=1 << len(place), style=style, passive=True)
+                  for style in ("auto", "block")]
+        m.submodules[f"accumulators_{at}"], m.submodules[f"drained_{at}"] = held, drained = copies
+        write, other, read = held.write_port(), drained.write_port(), held.read_port(domain="comb")
+        clear, before = (Signal(name=f"clear_{at}"),
+                         Signal(32, name=f"before_{at}", reset_less=True))
+        m.d.sync += [read.addr.eq(place), clear.eq(fresh), before.eq(Mux(clear, 0, read.data))]
+        m.d.comb += [other.addr.eq(write.addr), other.data.eq(write.data), other.en.eq(write.en)]
+        return write, before, drained.read_port()
+
+    def _read_drained(self, ports):
+        """Read what is drained, by ports of its own: short strips leave no clock for it."""
+        m, drain, half = self.m, self.drain, self.shape.rows // 2
+        last, lone, absent = Signal(), Signal(), Signal.like(drain.absent)
+        address = Cat(Mux(drain.lone, drain.step >> 1, drain.step)[:place_bits(self.shape)],
+                      drain.pair, drain.bank)
+        m.d.comb += [port.addr.eq(address) for port in ports]
+        m.d.sync += [absent.eq(drain.absent), last.eq(drain.step[0]), lone.eq(drain.lone)]
+        words = [port.data for port in ports]
+        for row in range(half):
+            even = Mux(lone, Mux(last, words[half + row], words[row]), words[2 * row])
+            m.d.sync += drain.values.word_select(row, 64).eq(
+                Mux(absent[row], 0, Cat(even, words[2 * row + 1])))
 
     def _drain(self, end):
         m, p, drain, tag = self.m, self.p, self.drain, self.tag

@@ -7,11 +7,13 @@ from amaranth.lib.wiring import In, Out
 from alula.hw.lane import slice as dsp
 from alula.hw.lane.delay import delayed
 from alula.hw.lane.shape import LaneShape
+from alula.hw.lane.simd import Simd
 from alula.hw.lane.slice import Add, DspSlice
 from alula.hw.layout import CASCADE  # 8 * 127 * 255 < 2**18: a low sum does not run over
 
 OWN_BITS = 24
-TAP_BITS = 19  # of a half-window's sum; a level of the tree has one more
+WORD_BITS = 24  # of each of the two sums in a DSP slice that adds
+SHARED_BITS = 8
 OWN_LATENCY = dsp.LATENCY  # of slice 0 of each half-window; slice k is k clocks later
 
 
@@ -21,7 +23,7 @@ def tap_latency(level):
 
 
 def tap_bits(level):
-    return TAP_BITS + 1 + level
+    return dsp.HIGH_SHIFT + level
 
 
 def taps_layout(shape):
@@ -37,7 +39,9 @@ class Chain(wiring.Component):
     Members
     -------
     weights, lo, hi : ``In``
-        9, 9 and 8 bits of each slot, signed, slot 0 lowest.
+        9, 8 and 8 bits of each slot, signed, slot 0 lowest.
+    shared : ``In(8)``
+        Unsigned, added to each slot's ``lo``.
     accumulate : ``In(1)``
         0: sums run along half-windows; 1: each slice adds to its own sum.
     valid, first : ``In(1)``
@@ -45,6 +49,7 @@ class Chain(wiring.Component):
     taps : ``Out``
         For each level of the tree, ``tap_latency(level)`` clocks after the operands, the sums of
         ``2**level`` neighbouring half-windows: all of ``lo * weight``, then all of ``hi * weight``.
+        Only without ``accumulate``.
     own : ``Out(24 * slots)``
         Each slice's own sum of ``lo * weight``. Slot ``s`` has it ``OWN_LATENCY + s % 8`` clocks
         after the operands, and while ``valid`` is low after that.
@@ -55,8 +60,8 @@ class Chain(wiring.Component):
         slots, count = self.shape.slots, self.shape.half_windows
         self.levels = count.bit_length()
         super().__init__({
-            "weights": In(9 * slots), "lo": In(9 * slots), "hi": In(8 * slots),
-            "accumulate": In(1), "valid": In(1), "first": In(1),
+            "weights": In(9 * slots), "lo": In(8 * slots), "hi": In(8 * slots),
+            "shared": In(SHARED_BITS), "accumulate": In(1), "valid": In(1), "first": In(1),
             "taps": Out(taps_layout(self.shape)), "own": Out(OWN_BITS * slots)})
 
     def elaborate(self, platform):
@@ -65,18 +70,20 @@ class Chain(wiring.Component):
         own = [None] * self.shape.slots
         for k in range(CASCADE):
             operands = [self._column(m, part, bits, k)
-                        for part, bits in ((self.weights, 9), (self.lo, 9), (self.hi, 8))]
+                        for part, bits in ((self.weights, 9), (self.lo, 8), (self.hi, 8))]
+            shared = delayed(m, self.shared, k)
             add = Signal(Add, init=Add.NOTHING, name=f"add_{k}")
             m.d.comb += add.eq(Mux(
                 self.accumulate,
                 Mux(self.valid, Mux(self.first, Add.NOTHING, Add.OWN), Add.HOLD),
-                Add.CASCADE if k else Add.NOTHING))
+                Add.CASCADE if k else Add.BIASED))
             add = delayed(m, add, k + dsp.ADD_DELAY)
             for j in range(self.shape.half_windows):
                 m.submodules[f"slice_{j}_{k}"] = cell = DspSlice(self.primitive)
                 weight, lo, hi = (part[bits * j:bits * (j + 1)]
-                                  for part, bits in zip(operands, (9, 9, 8), strict=True))
-                m.d.comb += [cell.b.eq(weight), cell.lo.eq(lo), cell.hi.eq(hi), cell.add.eq(add)]
+                                  for part, bits in zip(operands, (9, 8, 8), strict=True))
+                m.d.comb += [cell.b.eq(weight), cell.lo.eq(lo), cell.hi.eq(hi), cell.add.eq(add),
+                             cell.shared.eq(shared)]
                 if k:
                     m.d.comb += cell.cascade.eq(before[j].cascade_out)
                 before[j], sums[j] = cell, cell.sum
@@ -94,22 +101,26 @@ class Chain(wiring.Component):
         return delayed(m, held, k)
 
     def _tree(self, m, sums):
-        low, high = [], []
+        """Add up the low and the high sums of neighbours; a DSP slice adds both."""
+        bits, words = tap_bits(0), []
         for j, total in enumerate(sums):
-            bits = tap_bits(0)
-            low.append(Signal(signed(bits), name=f"low_0_{j}", reset_less=True))
-            high.append(Signal(signed(bits), name=f"high_0_{j}", reset_less=True))
-            # The low sum's sign borrows from the high one.
-            shift = dsp.HIGH_SHIFT
-            m.d.sync += [low[j].eq(total[:shift].as_signed()),
-                         high[j].eq(total[shift:shift + bits].as_signed() + total[shift - 1])]
+            low, high = (Signal(signed(bits), name=f"{name}_{j}", reset_less=True)
+                         for name in ("low", "high"))
+            # What was added so that the low sum does not borrow is its top bit, inverted.
+            m.d.sync += [low.eq(Cat(total[:bits - 1], ~total[bits - 1]).as_signed()),
+                         high.eq(total[bits:2 * bits])]
+            words.append(Cat(_extended(low), _extended(high)))
         for level in range(self.levels):
-            m.d.comb += self.taps[f"level_{level}"].eq(Cat(low, high))
-            low, high = ([self._sum(m, level + 1, *pair)
-                          for pair in zip(part[::2], part[1::2], strict=True)]
-                         if level + 1 < self.levels else part for part in (low, high))
+            halves = [[word[at:at + tap_bits(level)] for word in words] for at in (0, WORD_BITS)]
+            m.d.comb += self.taps[f"level_{level}"].eq(Cat(halves))
+            if level + 1 < self.levels:
+                words = [self._sum(m, *pair) for pair in zip(words[::2], words[1::2], strict=True)]
 
-    def _sum(self, m, level, a, b):
-        total = Signal(signed(tap_bits(level)), name=f"sum_{level}", reset_less=True)
-        m.d.sync += total.eq(a + b)
-        return total
+    def _sum(self, m, left, right):
+        m.submodules += (adder := Simd(2, primitive=self.primitive))
+        m.d.comb += [adder.left.eq(left), adder.right.eq(right)]
+        return adder.result
+
+
+def _extended(number):
+    return Cat(number, number[-1].replicate(WORD_BITS - len(number)))

@@ -12,7 +12,7 @@ SHORT = 4  # up to here registers, beyond a ring in memory
 def delayed(m, value, clocks, enable=1):
     """Return ``value`` as it was ``clocks`` enabled clocks ago; undefined at first."""
     for _ in range(clocks):
-        later = Signal.like(value, reset_less=True)
+        later = Signal.like(value, name="later", reset_less=True)
         with m.If(enable):
             m.d.sync += later.eq(value)
         value = later

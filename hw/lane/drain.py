@@ -35,8 +35,9 @@ class Drain(wiring.Component):
         The last sums of a bank's strip come; ``touched`` rows have a sum, the others are zero.
     ended : ``In(1)``
         As ``ending``, when those sums can be read two clocks later.
-    pair, bank, step, absent : ``Out``
-        What to read: the ``step``-th ``shape.rows / 2`` rows, and which of them have no sum.
+    pair, bank, step, absent, lone : ``Out``
+        What to read: the ``step``-th ``shape.rows / 2`` rows, and which of them have no sum;
+        ``lone`` if the pair has one token.
     values : ``In``
         Each row's sums, even token first, ``READ_CLOCKS`` clocks later.
     begin, first, tokens, exponent, results, drained
@@ -49,7 +50,7 @@ class Drain(wiring.Component):
         super().__init__({
             "ending": In(1), "ending_bank": In(1), "touched": In(TILE_ROWS), "ended": In(1),
             "pair": Out(range(max(2, self.shape.pairs))), "bank": Out(1),
-            "step": Out(range(TILE_ROWS // self.rows)), "absent": Out(self.rows),
+            "step": Out(range(TILE_ROWS // self.rows)), "absent": Out(self.rows), "lone": Out(1),
             "values": In(64 * self.rows),
             "begin": In(1), "first": In(16), "tokens": In(7), "exponent": In(signed(EXPONENT_BITS)),
             "results": Out(stream.Signature(result_layout(arch))), "drained": Out(1)})
@@ -72,11 +73,12 @@ class Drain(wiring.Component):
             with m.If(self.ending & (self.ending_bank == number)):
                 m.d.sync += mask.eq(self.touched)
         step, buffer = self.step, Signal()
-        read, whole, last = Signal(), Signal(), Signal()
+        read, whole, last, last_pair = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             read.eq((waiting != 0) & (room != 0)),
             whole.eq(read & (step == self.steps - 1)),
-            last.eq(whole & ((self.pair << 1) + 2 >= self.tokens)),
+            last_pair.eq((self.pair << 1) + 2 >= self.tokens), last.eq(whole & last_pair),
+            self.lone.eq(last_pair & self.tokens[0]),
             self.absent.eq(~Array(touched)[self.bank].word_select(step, self.rows))]
         m.d.sync += [waiting.eq(waiting + self.ended - last), room.eq(room - whole + self.freed)]
         with m.If(read):

@@ -1,7 +1,7 @@
 """A lane: one memory channel's prefetch, unpacker, multipliers and accumulators, wired up."""
 
 
-from amaranth.hdl import Array, Cat, DomainRenamer, Module, Mux, Signal
+from amaranth.hdl import Array, DomainRenamer, Module, Mux, Signal
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,6 +20,7 @@ from alula.hw.lane.activation import CODES, SCALES, ActivationBuffer
 from alula.hw.lane.chain import Chain
 from alula.hw.lane.linear import LinearUnit
 from alula.hw.lane.prefetch import LOAD, BeatQueue, Prefetch
+from alula.hw.lane.shape import LaneShape
 from alula.hw.lane.unpack import Unpacker
 from alula.hw.queues import INDEX_BITS
 from alula.hw.ram import Ram
@@ -91,7 +92,8 @@ class Lane(wiring.Component):
         m.submodules.prefetch = prefetch = Prefetch(arch)
         m.submodules.queue = queue = BeatQueue(arch)
         m.submodules.activations = activations = ActivationBuffer(arch)
-        unpacker, linear, accumulate = Unpacker(arch), LinearUnit(arch), ScaleAccumulate(arch)
+        unpacker = Unpacker(arch, self.primitive)
+        linear, accumulate = LinearUnit(arch, self.primitive), ScaleAccumulate(arch)
         chain = Chain(arch, self.primitive)
         attention = AttendUnit(arch, dsp_chain.tap_latency(chain.levels - 1),
                                dsp_chain.OWN_LATENCY)
@@ -126,7 +128,7 @@ class Lane(wiring.Component):
             linear.tokens.eq(self.tokens), linear.lane.eq(self.lane), self.done.eq(linear.done),
             self.attended.eq(attention.done),
             accumulate.taps.eq(chain.taps), accumulate.valid.eq(linear.tag_valid),
-            accumulate.place.eq(linear.place), accumulate.tag.eq(linear.tag),
+            accumulate.regions_log2.eq(linear.regions_log2), accumulate.tag.eq(linear.tag),
             accumulate.scales.eq(linear.scales),
             accumulate.begin.eq(linear.begin), accumulate.first.eq(linear.first),
             accumulate.tokens.eq(self.tokens), accumulate.exponent.eq(linear.exponent),
@@ -141,10 +143,9 @@ class Lane(wiring.Component):
         multiplies = self.command.valid | linear.busy
         attends = self.attend.valid | running
         for name, awake, units in (
-                ("product", multiplies, {"unpacker": unpacker, "linear": linear,
-                                         "accumulate": accumulate}),
+                ("product", multiplies, {"unpacker": unpacker, "accumulate": accumulate}),
                 ("attention", attends, {"attention": attention}),
-                ("chain", multiplies | attends, {"chain": chain}),
+                ("chain", multiplies | attends, {"linear": linear, "chain": chain}),
                 ("keys", self.store.valid, {"keys": keys})):
             gated(m, name, awake)
             for unit, component in units.items():
@@ -219,24 +220,20 @@ class Lane(wiring.Component):
             m.d.comb += [unit.codes.eq(activations.codes), unit.scale.eq(activations.scale)]
 
     def _chain(self, m, chain, linear, attention):
-        port, beat = attention.chain, self.arch.beat_bytes
+        port, slot_of = attention.chain, LaneShape(self.arch).dense_slot
+        wiring.connect(m, port.query, linear.query)
         top = chain.taps[f"level_{chain.levels - 1}"]
+        accumulate = attention.busy & port.accumulate
         m.d.comb += [
-            chain.accumulate.eq(attention.busy & port.accumulate),
-            chain.first.eq(port.first),
+            linear.keyed.eq(port.codes), linear.keyed_blocks.eq(port.blocks),
+            chain.accumulate.eq(accumulate), chain.first.eq(port.first),
+            chain.shared.eq(Mux(accumulate, port.weight, 0)),
             chain.valid.eq(Mux(attention.busy, port.valid, linear.valid)),
             chain.weights.eq(linear.weights), chain.lo.eq(linear.lo), chain.hi.eq(linear.hi),
             port.sum.eq(top[:len(top) // 2].as_signed()),
+            *(own.eq(chain.own.word_select(slot_of(at), dsp_chain.OWN_BITS))
+              for at, own in enumerate(port.own)),
         ]
-        with m.If(attention.busy):
-            m.d.comb += [
-                chain.weights.eq(Cat(Cat(code, code[-1]) for code in port.codes)),
-                chain.lo.eq(Cat(Mux(port.accumulate, port.weight, Cat(factor, factor[-1]))
-                                for factor in port.factors)), chain.hi.eq(0),
-            ]
-        bits = dsp_chain.OWN_BITS
-        m.d.comb += [port.own[slot].eq(chain.own[bits * slot:bits * (slot + 1)])
-                     for slot in range(beat)]
 
     def _output(self, m, accumulate, attention):
         """Packets go out first; attention and products do not run together."""

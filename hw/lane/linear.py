@@ -1,24 +1,27 @@
 """The controller of a lane's share of a matrix product."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from alula.hw import isa
+from alula.hw.choice import choose
 from alula.hw.formats import COMMAND_BITS, instruction_layout
-from alula.hw.isa import TILE_ROWS
-from alula.hw.lane.accumulate import DISTANCE, SCALES_LATENCY, place_layout, tag_layout
+from alula.hw.isa import BLOCK, TILE_ROWS
+from alula.hw.lane.accumulate import DISTANCE, SCALES_LATENCY, place_bits, tag_layout
 from alula.hw.lane.activation import BLOCK_BITS, ROW_BITS
 from alula.hw.lane.chain import tap_latency
 from alula.hw.lane.delay import Delay, delayed, delayed_flag
 from alula.hw.lane.drain import EXPONENT_BITS, STRIP_BANKS
-from alula.hw.lane.operands import Operands
+from alula.hw.lane.operands import Operands, query_port
 from alula.hw.lane.shape import GROUPS_BITS, SELECT_BITS, STRIPS_BITS, LaneShape
 from alula.hw.lane.steps import START
 from alula.hw.layout import CASCADE, WINDOW
 
 DESCRIPTOR = data.StructLayout({"exponent": signed(EXPONENT_BITS), "strips": 24, "beats": 24})
 READ = 1  # clocks from an issue to its activations
+TAG = 1  # to what the pipelines are to do
 SELECT = READ + 1  # to the chain's operands
 
 
@@ -41,9 +44,13 @@ class LinearUnit(wiring.Component):
     bundles : ``In(stream)``
     reads, row, word, block : ``Out``; codes, scale : ``In``
         The activation buffer's.
+    query : ``In(query_port)``, keyed, keyed_blocks : ``In``
+        While attention is busy, the chain's operands are what it has kept as a query, and the
+        blocks of a beat of its codes that are marked, other weights are 0. ``keyed`` is a clock
+        before the chain's, ``query.wanted`` two.
     valid, weights, lo, hi : ``Out``
         The chain's operands.
-    place, tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
+    regions_log2, tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
         For :class:`ScaleAccumulate`.
     busy : ``Out(1)``
         A command is being run.
@@ -51,8 +58,8 @@ class LinearUnit(wiring.Component):
         High for a clock when the consumer has taken all results of a command.
     """
 
-    def __init__(self, arch):
-        self.arch, self.shape = arch, LaneShape(arch)
+    def __init__(self, arch, primitive=False):
+        self.arch, self.shape, self.primitive = arch, LaneShape(arch), primitive
         shape = self.shape
         slots = shape.slots
         super().__init__({
@@ -60,11 +67,13 @@ class LinearUnit(wiring.Component):
             "streams": In(stream.Signature(DESCRIPTOR)),
             "start": Out(stream.Signature(START)), "fetch": Out(stream.Signature(24)),
             "bundles": In(stream.Signature(shape.bundle_layout())),
+            "query": In(query_port(arch)), "keyed": In(8 * arch.beat_bytes),
+            "keyed_blocks": In(arch.beat_bytes // BLOCK),
             "reads": Out(1), "row": Out(ROW_BITS), "word": Out(BLOCK_BITS),
             "block": Out(BLOCK_BITS), "codes": In(8 * arch.beat_bytes), "scale": In(32),
-            "valid": Out(1), "weights": Out(9 * slots), "lo": Out(9 * slots), "hi": Out(8 * slots),
-            "place": Out(place_layout(shape)), "tag_valid": Out(1), "tag": Out(tag_layout(shape)),
-            "scales": Out(64),
+            "valid": Out(1), "weights": Out(9 * slots), "lo": Out(8 * slots), "hi": Out(8 * slots),
+            "regions_log2": Out(range(shape.half_windows.bit_length())), "tag_valid": Out(1),
+            "tag": Out(tag_layout(shape)), "scales": Out(64),
             "begin": Out(1), "first": Out(16), "exponent": Out(signed(EXPONENT_BITS)),
             "drained": In(1), "done": Out(1), "busy": Out(1)})
 
@@ -130,84 +139,173 @@ class LinearUnit(wiring.Component):
 
     def _issue(self):
         """Decide what goes out, one bundle and pair at a time, and update what it leaves behind."""
-        m, shape, bundle, tag = self.m, self.shape, self.bundles.payload, self.tag_now
-        pair = Signal(range(max(2, shape.pairs)))
-        touched, mask = Signal(TILE_ROWS), Signal(TILE_ROWS)
-        advance, stall = Signal(), Signal()
-        second, again, last_pair, lone = Signal(), Signal(), Signal(), Signal()
-        rows = [bundle.rows.word_select(row, 4) for row in range(shape.rows)]
-        busy = []  # (pair, rows) of the accumulators that additions under way will change
-        before_pair, before_mask = pair, Signal(TILE_ROWS)
-        m.d.comb += before_mask.eq(Mux(self.issue & bundle.last_chunk, mask, 0))
-        for _ in range(DISTANCE - 1):
-            later_pair, later_mask = Signal.like(pair, reset_less=True), Signal(TILE_ROWS)
-            m.d.sync += [later_pair.eq(before_pair), later_mask.eq(before_mask)]
-            busy.append((later_pair == pair) & (later_mask & mask).any())
-            before_pair, before_mask = later_pair, later_mask
+        m, bundle = self.m, self.bundles.payload
+        self.pair, self.lone = Signal(range(max(2, self.shape.pairs))), Signal()
+        touched = Signal(TILE_ROWS)
+        advance, last_pair, stall = Signal(), Signal(), Signal()
+        later, again = self._passes()
         m.d.comb += [
-            last_pair.eq((pair << 1) + 2 >= self.tokens), lone.eq(last_pair & self.tokens[0]),
-            again.eq(~second & ~lone & (bundle.count > shape.rows // 2)),
-            # Of a bundle's rows none comes twice, so its second half need not wait.
-            mask.eq(bundle.mask), stall.eq(Cat(busy).any() & bundle.last_chunk & ~second),
+            last_pair.eq((self.pair << 1) + 2 >= self.tokens),
+            self.lone.eq(last_pair & self.tokens[0]),
+            # Of a bundle's rows none comes twice, so later passes need not wait.
+            stall.eq(self._conflict() & bundle.last_chunk & ~later),
             self.issue.eq(self.bundles.valid & self.operands.ready & ~stall
                           & (self.undrained != STRIP_BANKS)),
             advance.eq(self.issue & ((last_pair & ~again) | (bundle.count == 0))),
-            self.operands.pair.eq(pair), self.operands.chunk.eq(bundle.chunk),
+            self.operands.pair.eq(self.pair), self.operands.chunk.eq(bundle.chunk),
             self.operands.done.eq(advance & bundle.last_of_tile),
-            tag.place.regions_log2.eq(bundle.regions_log2), tag.place.lone.eq(lone),
-            tag.place.second.eq(second),
-            self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip),
-            tag.pair.eq(pair), tag.bank.eq(self.bank), tag.end_of_strip.eq(self.ended),
-            tag.touched.eq(touched | mask),
-            tag.fresh.eq(Cat(~(touched >> number)[0] for number in rows))]
-        m.d.comb += [tag[name].eq(bundle[name]) for name in (
-            "count", "rows", "scales", "chunk", "last_chunk")]
+            self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip)]
         with m.If(self.issue):
-            m.d.sync += [second.eq(again), pair.eq(pair + ~again)]
+            m.d.sync += self.pair.eq(self.pair + ~again)
         with m.If(advance):
-            m.d.sync += pair.eq(0)
+            m.d.sync += self.pair.eq(0)
             with m.If(bundle.last_chunk):
-                m.d.sync += touched.eq(touched | mask)
+                m.d.sync += touched.eq(touched | bundle.mask)
             with m.If(bundle.end_of_strip):
                 m.d.sync += [touched.eq(0), self.bank.eq(self.bank + 1)]
+        self._jobs(touched)
+
+    def _passes(self):
+        """Choose rows, in their order, of which no two have the same pipeline: the ``taken`` ones.
+
+        Return whether some were taken in an earlier clock, and whether some are left.
+        """
+        m, shape, bundle = self.m, self.shape, self.bundles.payload
+        left, rest = Signal(shape.rows), Signal(shape.rows)
+        later, again = Signal(), Signal()
+        self.taken = Signal(shape.rows)
+        low = ceil_log2(shape.rows)
+        numbers = [bundle.rows.word_select(row, 4)[:low] for row in range(shape.rows)]
+        clashes = []
+        for row, number in enumerate(numbers):
+            same = [(number[:low - 1] == other[:low - 1])
+                    & ((number[-1] == other[-1]) | ~self.lone) for other in numbers[:row]]
+            clashes.append(left[row] & (left[:row] & Cat(same)).any())
+        m.d.comb += [
+            left.eq(Mux(later, rest, Cat(bundle.count > row for row in range(shape.rows)))),
+            self.taken.eq(left & ~Cat(clashes)), again.eq(Cat(clashes).any())]
+        with m.If(self.issue):
+            m.d.sync += [later.eq(again), rest.eq(Cat(clashes))]
+        return later, again
+
+    def _conflict(self):
+        """Return whether additions under way will change accumulators that this one needs."""
+        m, bundle = self.m, self.bundles.payload
+        busy, before_pair, before_mask = [], self.pair, Signal(TILE_ROWS)
+        m.d.comb += before_mask.eq(Mux(self.issue & bundle.last_chunk, bundle.mask, 0))
+        for _ in range(DISTANCE - 1):
+            pair, mask = Signal.like(self.pair, reset_less=True), Signal(TILE_ROWS)
+            m.d.sync += [pair.eq(before_pair), mask.eq(before_mask)]
+            busy.append((pair == self.pair) & (mask & bundle.mask).any())
+            before_pair, before_mask = pair, mask
+        return Cat(busy).any()
+
+    def _jobs(self, touched):
+        """Say, a clock later, what each pipeline does with what was issued."""
+        m, shape, bundle, tag = self.m, self.shape, self.bundles.payload, self.tag_now
+        low, bits = ceil_log2(shape.rows), place_bits(shape)
+        row_layout = data.StructLayout({"taken": 1, "number": 4, "scale": 16, "fresh": 1})
+        rows = [Signal(row_layout, name=f"row_{row}", reset_less=True)
+                for row in range(shape.rows)]
+        for at, row in enumerate(rows):
+            number = bundle.rows.word_select(at, 4)
+            m.d.sync += [row.taken.eq(self.taken[at]), row.number.eq(number),
+                         row.scale.eq(bundle.scales.word_select(at, 16)),
+                         row.fresh.eq(~(touched >> number)[0])]
+        for name, value in (("lone", self.lone), ("pair", self.pair), ("bank", self.bank),
+                            ("end_of_strip", self.ended), ("chunk", bundle.chunk),
+                            ("last_chunk", bundle.last_chunk), ("touched", touched | bundle.mask)):
+            m.d.comb += tag[name].eq(delayed(m, value, TAG))
+        for pipeline, job in enumerate(tag.jobs):
+            hits = Cat(row.taken & Mux(tag.lone, row.number[:low] == pipeline,
+                                       row.number[:low - 1] == pipeline >> 1) for row in rows)
+            rank = Cat(Cat(hit for at, hit in enumerate(hits) if at >> bit & 1).any()
+                       for bit in range(low))
+            place = choose(rank, [Mux(tag.lone, row.number[low:], row.number[low - 1:])[:bits]
+                                  for row in rows])
+            m.d.comb += [job.there.eq(hits.any()), job.rank.eq(rank), job.place.eq(place),
+                         *(job[name].eq(choose(rank, [row[name] for row in rows]))
+                           for name in ("scale", "fresh"))]
 
     def _select(self):
-        """Give each slot the inputs of its weight, from both tokens."""
-        m, shape, bundle, operands = self.m, self.shape, self.bundles.payload, self.operands
-        selects = delayed(m, bundle.selects, READ)
+        """Give each slot its weight and the inputs of it, from both tokens."""
+        m, shape, operands = self.m, self.shape, self.operands
+        wiring.connect(m, operands.query, wiring.flipped(self.query))
+        selects = self._selects()
         m.d.comb += [
             *(getattr(self, name).eq(getattr(operands, name))
               for name in ("reads", "row", "word", "block")),
             operands.codes.eq(self.codes), operands.scale.eq(self.scale),
-            self.weights.eq(delayed(m, bundle.weights, SELECT)),
+            self.weights.eq(self._weights()),
             self.valid.eq(delayed_flag(m, self.issue, SELECT))]
-        for source, out, bits in ((operands.even, self.lo, 9), (operands.odd, self.hi, 8)):
+        for source, out in ((operands.even, self.lo), (operands.odd, self.hi)):
             chosen = [self._input(source, slot, selects.word_select(slot, SELECT_BITS))
                       for slot in range(shape.slots)]
-            selected = Signal(bits * shape.slots, name=f"operands_of_{bits}", reset_less=True)
-            m.d.sync += selected.eq(Cat(Cat(code, code[-1])[:bits] for code in chosen))
-            m.d.comb += out.eq(selected)
+            m.d.comb += out.eq(delayed(m, Cat(chosen), 1))
+
+    def _selects(self):
+        """Return each slot's choice; while attention is busy, as of a dense row."""
+        m, shape = self.m, self.shape
+        selects = Signal(SELECT_BITS * shape.slots, reset_less=True)
+        m.d.sync += selects.eq(self.bundles.payload.selects)
+        with m.If(self.query.busy):
+            m.d.sync += selects.eq(Cat(
+                Const(WINDOW - CASCADE if j >= shape.windows else 0, SELECT_BITS).replicate(CASCADE)
+                for j in range(shape.half_windows)))
+        return selects
+
+    def _weights(self):
+        """Return the weights of slots: of a bundle, or attention's codes."""
+        m, shape = self.m, self.shape
+        early = delayed(m, self.bundles.payload.weights, READ)
+        weights = [Signal(9, name=f"weight_{slot}", reset_less=True) for slot in range(shape.slots)]
+        keyed = {shape.dense_slot(at): self.keyed.word_select(at, 8)
+                 for at in range(shape.beat_bytes)}
+        absent = Signal(shape.beat_bytes // BLOCK + 1)  # of each block, and of slots without any
+        m.d.comb += absent.eq(Mux(self.query.busy, ~Cat(self.keyed_blocks, Const(0, 1)), 0))
+        for slot, weight in enumerate(weights):
+            code, early_weight = keyed.get(slot), early.word_select(slot, 9)
+            m.d.sync += weight.eq(early_weight if code is None else Mux(
+                self.query.busy, Cat(code, code[-1]), early_weight))
+        for block in range(len(absent)):
+            mine = ([shape.dense_slot(BLOCK * block + at) for at in range(BLOCK)]
+                    if block < len(absent) - 1 else set(range(shape.slots)) - set(keyed))
+            with m.If(absent[block]):
+                m.d.sync += [weights[slot].eq(0) for slot in mine]
+        return Cat(weights)
 
     def _input(self, source, slot, select):
         """Return the input of a slot: one of nine of its window, from the slot's number on."""
         j, k = divmod(slot, CASCADE)
         window = source.word_select(j % self.shape.windows, 8 * WINDOW)
-        code = Signal(8, name=f"input_{slot}")
-        near = window[8 * k:8 * k + 64]
-        self.m.d.comb += code.eq(Mux(select[3], window[8 * k + 64:8 * k + 72],
-                                     near.word_select(select[:3], 8)))
-        return code
+        inputs = [window.word_select(k + at, 8) for at in range(9)]
+        near = self._either(select[2], *(choose(select[:2], inputs[at:at + 4]) for at in (4, 0)))
+        return Mux(select[3], inputs[8], near)
+
+    def _either(self, select, one, other):
+        """Return ``Mux(select, one, other)``, by the multiplexer behind each two LUTs of a slice.
+
+        Tools take a LUT of five inputs for it and for the choice that follows; without it two such
+        choices, which share their select, are one LUT.
+        """
+        if not self.primitive:
+            return Mux(select, one, other)
+        result = Signal(len(one), name="near")
+        for bit in range(len(one)):
+            self.m.submodules += Instance("MUXF7", i_I0=other[bit], i_I1=one[bit], i_S=select,
+                                          o_O=result[bit])
+        return result
 
     def _tags(self):
         """Send what belongs to the sums along with them."""
         m = self.m
         top = self.shape.half_windows.bit_length() - 1
         clocks = SELECT + tap_latency(top)
-        m.submodules.tags = tags = Delay(len(self.tag.as_value()), clocks)
+        m.submodules.tags = tags = Delay(len(self.tag.as_value()), clocks - TAG)
         m.submodules.scale_delay = scales = Delay(64, clocks - READ + SCALES_LATENCY)
-        m.submodules.place_delay = place = Delay(len(self.place.as_value()), clocks - top)
+        m.submodules.regions_delay = regions = Delay(len(self.regions_log2), clocks - top)
         m.d.comb += [
-            place.i.eq(self.tag_now.place.as_value()), self.place.as_value().eq(place.o),
+            regions.i.eq(self.bundles.payload.regions_log2), self.regions_log2.eq(regions.o),
             tags.i.eq(self.tag_now.as_value()), self.tag.as_value().eq(tags.o),
             scales.i.eq(Cat(self.operands.even_scale, self.operands.odd_scale)),
             self.scales.eq(scales.o),

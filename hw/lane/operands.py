@@ -1,10 +1,11 @@
 """The activations of the tile that is multiplied and of the next one, as the chain wants them."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from alula.hw.choice import choose
 from alula.hw.isa import BLOCK
 from alula.hw.lane.activation import BLOCK_BITS, READ_LATENCY, ROW_BITS
 from alula.hw.lane.delay import delayed, delayed_flag
@@ -12,6 +13,20 @@ from alula.hw.lane.shape import CHUNK_BITS, GROUPS_BITS, STRIPS_BITS, LaneShape
 from alula.hw.ram import Ram
 
 BUFFERS = 2  # tiles
+PIECES_BITS = 5  # of the number of a query's piece
+
+
+def query_port(arch):
+    """What attention has kept here while it is ``busy``: a query's pieces, as even inputs.
+
+    What comes from the activation buffer is kept as number ``part`` when ``keep``: the piece of
+    ``2**piece`` codes at block ``offset``, over and over. ``wanted`` is read unless ``nothing``,
+    which gives zeros, as odd inputs are.
+    """
+    return wiring.Signature({
+        "busy": Out(1), "keep": Out(1), "part": Out(PIECES_BITS), "piece": Out(4),
+        "offset": Out(ceil_log2(arch.beat_bytes // BLOCK)),
+        "wanted": Out(PIECES_BITS), "nothing": Out(1)})
 
 
 class Operands(wiring.Component):
@@ -34,6 +49,7 @@ class Operands(wiring.Component):
         The tile is through; only when ``ready``.
     chunk, pair : ``In``
         Which ``slots`` inputs of which two tokens.
+    query : ``In(query_port)``
     even, odd : ``Out(8 * slots)``; even_scale, odd_scale : ``Out(32)``
         A clock later. A group that is shorter is repeated.
     """
@@ -47,7 +63,7 @@ class Operands(wiring.Component):
             "reads": Out(1), "row": Out(ROW_BITS), "word": Out(BLOCK_BITS),
             "block": Out(BLOCK_BITS), "codes": In(8 * arch.beat_bytes), "scale": In(32),
             "ready": Out(1), "done": In(1), "chunk": In(CHUNK_BITS),
-            "pair": In(range(max(2, self.shape.pairs))),
+            "pair": In(range(max(2, self.shape.pairs))), "query": In(query_port(arch)),
             "even": Out(8 * slots), "odd": Out(8 * slots), "even_scale": Out(32),
             "odd_scale": Out(32)})
 
@@ -111,19 +127,29 @@ class Operands(wiring.Component):
         codes, parts_log2 = self._repeated(), ceil_log2(shape.parts)
         chunk_bits = ceil_log2(shape.chunks)
         pair_bits = ceil_log2(shape.pairs)
+        query = self.query
         write_at = Cat(self.token_in[1:1 + pair_bits],
                        (self.word_in >> parts_log2)[:chunk_bits], self.buffer_in)
         read_at = Cat(self.pair[:pair_bits], self.chunk[:chunk_bits], out)
+        depth = max(1 << len(write_at), 1 << PIECES_BITS)
+        write_at = Mux(query.busy, query.part, write_at)
+        read_at = Mux(query.busy, query.wanted, read_at)
         words = (1 << self.group_log2 >> ceil_log2(beat))[:5]  # of a tile
         mask = Mux(words > shape.parts, shape.parts - 1, Mux(words == 0, 0, words - 1))
+        clears = Signal(2, name="clears")  # one signal each, so that it is the registers' reset
+        m.d.comb += clears.eq(Cat(query.busy & query.nothing, query.busy))
         for odd, (vector, scale) in enumerate(((self.even, self.even_scale),
                                                (self.odd, self.odd_scale))):
             mine = self.there & (self.token_in[0] == odd)
+            inputs = Signal(8 * shape.slots, name=f"inputs_{odd}", reset_less=True)
+            m.d.comb += vector.eq(inputs)
             for part in range(shape.parts):
                 here = mine & (((self.word_in ^ part) & mask)[:parts_log2] == 0)
-                read = self._ram(f"codes_{odd}_{part}", 8 * beat, 1 << len(write_at), here,
-                                 write_at, codes, read_at)
-                m.d.sync += vector[8 * beat * part:8 * beat * (part + 1)].eq(read)
+                read = self._ram(f"codes_{odd}_{part}", 8 * beat, depth,
+                                 here if odd else here | query.keep, write_at, codes, read_at)
+                m.d.sync += inputs.word_select(part, 8 * beat).eq(read)
+            with m.If(clears[odd]):
+                m.d.sync += inputs.eq(0)
             read = self._ram(f"scale_{odd}", 32, BUFFERS << pair_bits, mine & (self.word_in == 0),
                              Cat(self.token_in[1:1 + pair_bits], self.buffer_in), self.scale,
                              Cat(self.pair[:pair_bits], out))
@@ -139,11 +165,18 @@ class Operands(wiring.Component):
 
     def _repeated(self):
         """Return the word that comes, a group shorter than it repeated."""
-        blocks = self.arch.beat_bytes // BLOCK
+        blocks, query = self.arch.beat_bytes // BLOCK, self.query
         if blocks == 1:
             return self.codes
-        parts = Array(self.codes[8 * BLOCK * at:8 * BLOCK * (at + 1)] for at in range(blocks))
-        group = Mux(self.group_log2 > ceil_log2(self.arch.beat_bytes), blocks,
-                    1 << (self.group_log2 - ceil_log2(BLOCK))[:3])
-        inside = (group - 1)[:ceil_log2(blocks)]  # bits of a block's number inside its group
-        return Cat(parts[(self.offset_in & ~inside) | (at & inside)] for at in range(blocks))
+        parts = [self.codes.word_select(at, 8 * BLOCK) for at in range(blocks)]
+        offset = Mux(query.busy, query.offset, self.offset_in)
+        group_log2 = Mux(query.busy, query.piece, self.group_log2)
+        repeated = []
+        for at in range(blocks):
+            # Bits of a block's number inside its group are its own, the others the group's.
+            select = Signal(ceil_log2(blocks), name=f"from_block_{at}")
+            self.m.d.comb += [select[bit].eq(Mux(group_log2 > ceil_log2(BLOCK) + bit,
+                                                 at >> bit & 1, offset[bit]))
+                              for bit in range(len(select))]
+            repeated.append(choose(select, parts))
+        return Cat(repeated)

@@ -11,7 +11,30 @@ LATENCY = 4  # enabled clocks
 RANK_BITS = 7
 
 _BYTES = bytes_by_ones()
-_FIRST = [sum(map(len, _BYTES[:ones])) for ones in range(len(_BYTES))]
+ADDRESS_BITS = 9  # of the bytes' table
+
+
+def _first_addresses():
+    """Return where the bytes with each number of ones begin: a rank is added by an or."""
+    first, end = [0] * len(_BYTES), 0
+    for ones in sorted(range(len(_BYTES)), key=lambda ones: -len(_BYTES[ones])):
+        first[ones] = end
+        end += max(8, 1 << (len(_BYTES[ones]) - 1).bit_length())
+    assert end <= 1 << ADDRESS_BITS
+    return first
+
+
+_FIRST = _first_addresses()
+
+
+def _table():
+    """Return the distances of the low byte's ones by address, then of the high byte's."""
+    contents = [0] * (2 << ADDRESS_BITS)
+    for high in range(2):
+        for first, values in zip(_FIRST, _BYTES, strict=True):
+            for rank, value in enumerate(values):
+                contents[(high << ADDRESS_BITS) + first + rank] = _distances(value, high)
+    return contents
 
 
 def _distances(value, high):
@@ -27,28 +50,36 @@ def _distances(value, high):
 class PositionDecoder(wiring.Component):
     """Turn a window's position code into the inputs of its codes.
 
+    Parameters
+    ----------
+    second
+        Of 12 of 16, decode for the window's second half-window, not the first.
+
     Members
     -------
     enable : ``In(1)``
         All registers hold while it is 0.
     code : ``In(14)``
     kept : ``In(2)``
-        Quarters of the window that are kept: 1, 2 or 3.
-    first, second : ``Out(32)``
-        Of the slots of the window's first and (only 12 of 16) second half-window, 4 bits each: how
-        far the slot's input is from the slot's number. Undefined in slots that hold no code.
+        Quarters of the window that are kept; of 0 there is no code.
+    further : ``In(1)``
+        Of a dense row: the half-window has the window's last eight inputs.
+    distances : ``Out(32)``
+        Of the half-window's slots, 4 bits each: how far the slot's input is from the slot's
+        number. Undefined in slots that hold no code.
         Codes of 8 of 16 take the eight slots in order. Those of 4 of 16 take slots ``0..3`` in
         the low byte of inputs and ``4..7`` in the high one, so that no input is more than eight
-        away. Of 12 of 16 the last four take slots 4 to 7 of the second half-window.
+        away. Of 12 of 16 the last four take slots 4 to 7 of the window's second half-window.
     low : ``Out(4)``
         Of 4 of 16, a clock before those: whether code ``k`` is in slot ``k``, not in ``k + 4``.
 
     ``LATENCY`` enabled clocks later.
     """
 
-    def __init__(self):
-        super().__init__({"enable": In(1), "code": In(CODE_BITS), "kept": In(2),
-                          "first": Out(32), "second": Out(32), "low": Out(4)})
+    def __init__(self, second=False):
+        self.second = second
+        super().__init__({"enable": In(1), "code": In(CODE_BITS), "kept": In(2), "further": In(1),
+                          "distances": Out(32), "low": Out(4)})
 
     def elaborate(self, platform):
         m = Module()
@@ -59,18 +90,21 @@ class PositionDecoder(wiring.Component):
                                                    Signal(RANK_BITS, name="high_rank"))
         found = [Mux(self.kept == 2, half, quarter)
                  for half, quarter in zip(self._half(), self._quarter(), strict=True)]
-        first = [Array(Const(_FIRST[ones], 8) for ones in by_ones)[Cat(ones, kept[1])]
+        first = [Array(Const(_FIRST[ones], ADDRESS_BITS) for ones in by_ones)[Cat(ones, kept[1])]
                  for by_ones in self._counts()]
-        addresses = Signal(8, name="low_address"), Signal(8, name="high_address")
+        addresses = [Signal(ADDRESS_BITS, name=f"{half}_address") for half in ("low", "high")]
         # 3: how far their ones are from the slots, 4: of each slot
-        contents = [_distances(value, high)
-                    for high in (0, 1) for values in _BYTES for value in values]
+        contents = _table()
         m.submodules.distances = table = memory.Memory(
             shape=32, depth=len(contents), init=contents, attrs={"rom_style": "block"})
         ports = [table.read_port() for _ in addresses]
         low, high = (port.data for port in ports)
         # Codes before the ninth of 12 of 16: four slots on, so four nearer; 4 to 8 lose bit 2.
         nearer = [Cat(high[4 * at:4 * at + 2], high[4 * at + 3], Const(0, 1)) for at in range(4)]
+        if self.second:
+            both = Mux(kept[3] == 3, 0, low) | high
+        else:
+            both = low | Mux(kept[3] == 3, Cat(Const(0, 16), *nearer), high)
         lows = [Signal(4, name=f"low_{stage}", reset_less=True) for stage in (2, 3)]
         for at, (port, address) in enumerate(zip(ports, addresses, strict=True)):
             m.d.comb += [port.addr.eq(Cat(address, Const(at, 1))), port.en.eq(self.enable)]
@@ -79,12 +113,15 @@ class PositionDecoder(wiring.Component):
             m.d.sync += [
                 *(now.eq(before) for before, now in zip(kept, kept[1:], strict=False)),
                 *(to.eq(part) for to, part in zip((ones, *ranks), found, strict=True)),
-                *(address.eq(base + rank)
+                *(address.eq(base | rank)
                   for address, base, rank in zip(addresses, first, ranks, strict=True)),
                 lows[0].eq(Cat(ones > k for k in range(4))), lows[1].eq(lows[0]),
-                self.first.eq(low | Mux(kept[3] == 3, Cat(Const(0, 16), *nearer), high)),
-                self.second.eq(high),
+                self.distances.eq(both),
             ]
+        dense = Signal()
+        m.d.comb += dense.eq(self.enable & (self.kept == 0))
+        with m.If(dense):
+            m.d.sync += [ones.eq(self.further), *(rank.eq(0) for rank in ranks)]
         return m
 
     def _half(self):
@@ -121,11 +158,14 @@ class PositionDecoder(wiring.Component):
 
     @staticmethod
     def _counts():
-        """Return the ones of the low and of the high byte, by what a code's bits say and kept."""
+        """Return the ones of the low and of the high byte, by what a code's bits say and kept.
+
+        Dense are the distances of a byte without ones, which are 0, or of a high byte of ones: 8.
+        """
         said = range(16)
 
         def legal(ones):
             return ones if 0 <= ones <= 8 else 0
         low = [0] * 16 + [*map(legal, said)] * 2 + [legal(8 - ones) for ones in said]
-        high = [0] * 16 + [legal(4 - ones) for ones in said] + [legal(8 - ones) for ones in said]
+        high = [0, 8] * 8 + [legal(4 - ones) for ones in said] + [legal(8 - ones) for ones in said]
         return low, high + [legal(4 + ones) for ones in said]

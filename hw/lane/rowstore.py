@@ -1,9 +1,10 @@
 """A small store that is written a word at a time and read a few items at a time."""
 
-from amaranth.hdl import Array, Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from alula.hw.choice import choose
 from alula.hw.ram import Ram
 
 ITEMS = 256  # rows of the tiles of a segment
@@ -56,8 +57,9 @@ class RowStore(wiring.Component):
                 port.addr.eq(at >> (self.per_word.bit_length() - 1)),
             ]
             inside = at[rows.bit_length() - 1:self.per_word.bit_length() - 1]
-            read.append(port.data.word_select(inside, bits) if len(share) > 1 else port.data)
-        wanted = [Array(read)[(self.index + row)[:rows.bit_length() - 1]] for row in range(rows)]
+            read.append(choose(inside, [port.data.word_select(place, bits)
+                                        for place in range(len(share))]))
+        wanted = [choose((self.index + row)[:rows.bit_length() - 1], read) for row in range(rows)]
         with m.If(self.enable):
             m.d.sync += self.items.eq(Cat(wanted))
         return m

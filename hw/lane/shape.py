@@ -53,6 +53,15 @@ class LaneShape:
         self.chunks = max(1, max(numerics.GROUPS) // self.slots)
         self.regions_bits = (self.half_windows.bit_length() - 1).bit_length()
 
+    def dense_slot(self, place):
+        """Return the slot of a dense row's code, or of a byte of a key or value, by its place.
+
+        The first halves of all windows come first, then the second ones.
+        """
+        window, inside = divmod(place, layout.WINDOW)
+        half, k = divmod(inside, CASCADE)
+        return CASCADE * (half * self.windows + window) + k
+
     def bundle_layout(self):
         """Return the layout of a bundle.
 

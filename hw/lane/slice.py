@@ -5,22 +5,24 @@ from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 
 HIGH_SHIFT = 19  # of ``hi`` in the shared product
+BIAS = 1 << HIGH_SHIFT - 1  # so that a low sum does not borrow from the high one
 SUM_BITS = 48
 LATENCY = 4  # from operands to ``sum``
 ADD_DELAY = 2  # from operands to their ``add``
 
 
-class Add(enum.Enum, shape=3):
-    """What is added up: the product, the neighbour's sum, the slice's own last sum, a bit each."""
+class Add(enum.Enum, shape=4):
+    """What is added up: product, the neighbour's sum, the own last sum, ``BIAS``; a bit each."""
 
-    NOTHING = 0b001  # the product alone
-    CASCADE = 0b011
-    OWN = 0b101
-    HOLD = 0b100  # the own last sum stays, without the product
+    NOTHING = 0b0001  # the product alone
+    CASCADE = 0b0011
+    OWN = 0b0101
+    HOLD = 0b0100  # the own last sum stays, without the product
+    BIASED = 0b1001
 
 
 class DspSlice(wiring.Component):
-    """Compute ``sum = (hi * 2**19 + lo) * b + (0, the cascade or the last sum)``.
+    """Compute ``sum = (hi * 2**19 + lo + shared) * b + (0, the cascade, the last sum or BIAS)``.
 
     ``hi`` must not be -128 where ``lo`` is negative: the slice's pre-adder has 27 bits, and codes
     are symmetric.
@@ -33,7 +35,9 @@ class DspSlice(wiring.Component):
     Members
     -------
     lo, hi, b : ``In``
-        9, 8 and 9 bits, signed.
+        8, 8 and 9 bits, signed.
+    shared : ``In(8)``
+        Unsigned. It comes by wires of its own, so ``lo`` needs no choice between the two.
     add : ``In(Add)``
         Belongs to the operands of ``ADD_DELAY`` clocks before.
     cascade : ``In(48)``
@@ -46,7 +50,7 @@ class DspSlice(wiring.Component):
     def __init__(self, primitive=False):
         self.primitive = primitive
         super().__init__({
-            "lo": In(signed(9)), "hi": In(signed(8)), "b": In(signed(9)),
+            "lo": In(signed(8)), "hi": In(signed(8)), "b": In(signed(9)), "shared": In(8),
             "add": In(Add, init=Add.NOTHING), "cascade": In(signed(SUM_BITS)),
             "sum": Out(signed(SUM_BITS)), "cascade_out": Out(signed(SUM_BITS))})
 
@@ -59,7 +63,8 @@ class DspSlice(wiring.Component):
         return m
 
     def _portable(self, m):
-        lo, hi, b = (Signal.like(part, reset_less=True) for part in (self.lo, self.hi, self.b))
+        lo, hi, b, shared = (Signal.like(part, name=name, reset_less=True) for part, name in (
+            (self.lo, "lo_in"), (self.hi, "hi_in"), (self.b, "b_in"), (self.shared, "shared_in")))
         later = Signal(signed(9), reset_less=True)
         joined = Signal(signed(27), reset_less=True)
         product = Signal(signed(36), reset_less=True)
@@ -71,20 +76,23 @@ class DspSlice(wiring.Component):
                 m.d.comb += base.eq(self.cascade)
             with m.Case(Add.OWN, Add.HOLD):
                 m.d.comb += base.eq(self.sum)
+            with m.Case(Add.BIASED):
+                m.d.comb += base.eq(BIAS)
         m.d.sync += [
-            lo.eq(self.lo), hi.eq(self.hi), b.eq(self.b),
-            joined.eq((hi << HIGH_SHIFT) + lo), later.eq(b),
+            lo.eq(self.lo), hi.eq(self.hi), b.eq(self.b), shared.eq(self.shared),
+            joined.eq((hi << HIGH_SHIFT) + lo + shared), later.eq(b),
             product.eq(joined * later), mode.eq(self.add),
             self.sum.eq(base + Mux(mode == Add.HOLD, 0, product)),
         ]
 
     def _primitive(self, m):
         # Ref: AMD UG579, UltraScale Architecture DSP Slice. OPMODE: tables of the X, Y, Z and W
-        # multiplexers; X = Y = M is X=01, Y=01; Z: 000 zero, 001 PCIN, 010 P. OPMODE has one
-        # register, and counts when the product is in M.
-        product, cascade, own = self.add.as_value()
-        opmode = Cat(product, Const(0, 1), product, Const(0, 1), cascade, own, Const(0, 3))
-        a = Cat(Const(0, HIGH_SHIFT), self.hi, self.hi[-1].replicate(3))  # 30 bits
+        # multiplexers; X = Y = M is X=01, Y=01; Z: 000 zero, 001 PCIN, 010 P; W: 00 zero, 10 RND.
+        # OPMODE has one register, and counts when the product is in M.
+        product, cascade, own, bias = self.add.as_value()
+        opmode = Cat(product, Const(0, 1), product, Const(0, 1), cascade, own, Const(0, 2), bias)
+        a = Cat(self.shared, Const(0, HIGH_SHIFT - len(self.shared)), self.hi,
+                self.hi[-1].replicate(3))  # 30 bits
         clock = ClockSignal()
         m.submodules.dsp = Instance(
             "DSP48E2",
@@ -94,7 +102,8 @@ class DspSlice(wiring.Component):
             p_CARRYINSELREG=0, p_AMULTSEL="AD", p_BMULTSEL="B", p_PREADDINSEL="A",
             p_A_INPUT="DIRECT", p_B_INPUT="DIRECT", p_USE_MULT="MULTIPLY", p_USE_SIMD="ONE48",
             p_USE_WIDEXOR="FALSE", p_USE_PATTERN_DETECT="NO_PATDET",
-            i_CLK=clock, i_A=a, i_D=Cat(self.lo, self.lo[-1].replicate(18)),
+            p_RND=Const(BIAS, SUM_BITS),
+            i_CLK=clock, i_A=a, i_D=Cat(self.lo, self.lo[-1].replicate(19)),
             i_B=Cat(self.b, self.b[-1].replicate(9)), i_C=Const(0, 48),
             # INMODE (table "INMODE Functions"): bit 2 adds D to A2, which AREG=1 makes the only A.
             i_INMODE=Const(0b00100, 5), i_OPMODE=opmode, i_ALUMODE=Const(0, 4),

@@ -5,7 +5,7 @@ from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import layout, numerics
-from alula.hw.choice import ones
+from alula.hw.choice import choose, ones
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane.shape import (
     CHUNK_BITS,
@@ -256,12 +256,12 @@ class Steps(wiring.Component):
         m.d.comb += [planned[name].eq(constants[name])
                      for name in ("regions_log2", "last_chunk", "step", "used")]
         for mine, theirs in (("", "codes"), ("_coded", "coded")):
-            by_rows = Array([Const(0, 1), *(constants[f"{theirs}_{n}"] for n in names)])
+            by_rows = [Const(0, 1), *(constants[f"{theirs}_{n}"] for n in names)]
             whole, final, first = (planned[f"{name}{mine}" if mine else name]
                                    for name in ("whole", "final", "first"))
             pad = planned.pad if mine else 0
             m.d.comb += [whole.eq(by_rows[self.shape.rows]),
-                         final.eq(by_rows[planned.final_count]),
+                         final.eq(choose(planned.final_count, by_rows)),
                          first.eq(Mux(single, final + Mux(constants.last_chunk == 0, pad, 0),
                                       whole))]
         return planned

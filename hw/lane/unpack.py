@@ -1,20 +1,19 @@
 """Unpack weight streams into bundles. Format: :mod:`alula.hw.layout`."""
 
-from itertools import product
-
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw import layout, numerics
-from alula.hw.choice import ones
+from alula.hw.choice import choose, ones
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane import positions
 from alula.hw.lane.delay import delayed
 from alula.hw.lane.gear import Gear, WordQueue
 from alula.hw.lane.positions import PositionDecoder
 from alula.hw.lane.rowstore import RowStore
-from alula.hw.lane.shape import SELECT_BITS, LaneShape
+from alula.hw.lane.shape import LaneShape
+from alula.hw.lane.simd import BITS, Simd
 from alula.hw.lane.steps import START, Kind, Steps, step_layout
 from alula.hw.lane.window import window
 from alula.hw.passive import passive
@@ -27,6 +26,11 @@ QUAD = 4  # slots that take their codes together
 
 def _cut(value, width, count):
     return [value[at * width:(at + 1) * width] for at in range(count)]
+
+
+def _spread(numbers, size):
+    """Return unsigned numbers side by side, ``size`` bits each."""
+    return Cat(Cat(number, Const(0, size - len(number))) for number in numbers)
 
 
 class Unpacker(wiring.Component):
@@ -44,8 +48,8 @@ class Unpacker(wiring.Component):
     bundles : ``Out(stream of LaneShape.bundle_layout)``
     """
 
-    def __init__(self, arch):
-        self.arch, self.shape = arch, LaneShape(arch)
+    def __init__(self, arch, primitive=False):
+        self.arch, self.shape, self.primitive = arch, LaneShape(arch), primitive
         super().__init__({
             "start": In(stream.Signature(START)),
             "beats": In(stream.Signature(8 * arch.beat_bytes)),
@@ -136,25 +140,19 @@ class Unpacker(wiring.Component):
     def _selects(self, coded):
         """Decode positions; return which slots hold the codes of 4 of 16, at the bundle's stage."""
         m, shape, step = self.m, self.shape, self.stages[TAKEN]
-        width, last = positions.CODE_BITS, self.stages[-1]
-        quarters = layout.KEPT_PATTERNS[4]
-        kept = self._register(last.kept)
-        # Slots of a dense row's second half-windows are eight inputs further on.
-        further = self._register(Cat((Const(j, 8) >> last.windows_log2)[0]
-                                     for j in range(shape.half_windows)))
-        decoders, selects, lows = [], [], []
-        for j in range(shape.half_windows):
-            m.submodules[f"decoder_{j}"] = decoder = PositionDecoder()
-            code = Mux(step.kept == 2, coded[width * j:width * (j + 1)],
-                       coded[quarters * j:quarters * (j + 1)])
+        halves = _cut(coded, positions.CODE_BITS, shape.half_windows)
+        quarters = _cut(coded, layout.KEPT_PATTERNS[4], shape.half_windows)
+        selects, lows = [], []
+        for j, (half, quarter) in enumerate(zip(halves, quarters, strict=True)):
+            # Of 12 of 16 a window has two half-windows.
+            second = j >= shape.windows
+            if second:
+                quarter = Mux(step.kept == 3, quarters[j - shape.windows], quarter)
+            m.submodules[f"decoder_{j}"] = decoder = PositionDecoder(second)
             m.d.comb += [decoder.enable.eq(self.go), decoder.kept.eq(step.kept),
-                         decoder.code.eq(code)]
-            decoders.append(decoder)
-            sparse = decoder.first
-            if j >= shape.windows:
-                sparse = Mux(kept == 3, decoders[j - shape.windows].second, sparse)
-            dense = Cat(Const(0, SELECT_BITS - 1), further[j]).replicate(layout.CASCADE)
-            selects.append(Mux(kept == 0, dense, sparse))
+                         decoder.code.eq(Mux(step.kept == 2, half, quarter)),
+                         decoder.further.eq((Const(j, 8) >> step.windows_log2)[0])]
+            selects.append(decoder.distances)
             lows.append(decoder.low)
         m.d.comb += self.bundles.payload.selects.eq(passive(m, Cat(selects)))
         return lows
@@ -163,83 +161,98 @@ class Unpacker(wiring.Component):
         """Cut out codes and subtract zero points."""
         shape, stages = self.shape, self.stages
         codes = self._put_together(taken, stages[TAKEN])
-        placed = self._register(self._placed(codes, stages[TAKEN + 1]))
-        points = self._register(self._by_half_window(
-            self._points(zeros, stages[TAKEN + 1]), stages[TAKEN + 1]))
+        placed = self._placed(codes, stages[TAKEN + 1])
+        points = _cut(self._by_half_window(self._points(zeros, stages[TAKEN + 1]),
+                                           stages[TAKEN + 1]), 8, shape.half_windows)
         held = self._register(self._held(stages[-2]))
-        weights = Cat(
-            self._weight(code, point, held[slot // QUAD], lows[slot // layout.CASCADE], slot)
-            for slot, (code, point) in enumerate(
-                (code, point) for half_window, point in zip(
-                    _cut(placed, 8 * layout.CASCADE, shape.half_windows),
-                    _cut(points, 8, shape.half_windows), strict=True)
-                for code in _cut(half_window, 8, layout.CASCADE)))
-        self.m.d.comb += self.bundles.payload.weights.eq(passive(self.m, weights))
+        weights = []
+        for at, quad in enumerate(placed):
+            point = points[at // (layout.CASCADE // QUAD)]
+            for k, difference in enumerate(self._less(quad, point)):
+                slot = QUAD * at + k
+                weights.append(self._weight(difference, held[at], lows[slot // layout.CASCADE],
+                                            slot))
+        self.m.d.comb += self.bundles.payload.weights.eq(passive(self.m, Cat(weights)))
 
-    def _weight(self, code, point, held, low, slot):
-        """Return a slot's code less its zero point, 0 if it holds none."""
+    def _less(self, quad, point):
+        """Return four codes less a zero point, two stages later."""
+        self.m.submodules += (simd := Simd(QUAD, subtract=True, held=True,
+                                           primitive=self.primitive))
+        size = BITS // QUAD
+        self.m.d.comb += [
+            simd.enable.eq(self.go), simd.right.eq(_spread([point] * QUAD, size)),
+            simd.left.eq(_spread(_cut(quad, 8, QUAD), size))]
+        return [number[:9].as_signed() for number in _cut(simd.result, size, QUAD)]
+
+    def _weight(self, difference, held, low, slot):
+        """Return a slot's weight, 0 if it holds none."""
         m, k = self.m, slot % layout.CASCADE
-        difference, weight = (Signal(signed(9), name=f"{name}_{slot}", reset_less=True)
-                              for name in ("difference", "weight"))
+        weight = Signal(signed(9), name=f"weight_{slot}", reset_less=True)
         there = held & ((self.stages[-1].kept != 1) | (low[k] if k < QUAD else ~low[k - QUAD]))
         clear = Signal(name=f"clear_{slot}")  # one signal, so that it is the register's reset
         m.d.comb += clear.eq(self.go & ~there)
         with m.If(self.go):
-            m.d.sync += [difference.eq(code - point), weight.eq(difference)]
+            m.d.sync += weight.eq(difference)
         with m.If(clear):
             m.d.sync += weight.eq(0)
         return weight
 
     def _put_together(self, taken, step):
-        """Return the codes of a bundle, 8 bits each, from those of its steps."""
-        m, shape = self.m, self.shape
-        together = Signal(8 * shape.slots, reset_less=True)
-        size = shape.beat_bytes
-        for part in range(shape.parts):
-            choices, when = [], []
-            for twice, bits in product((False, True), numerics.WEIGHT_BITS):
-                at_once = shape.parts_together(bits, 4 if twice else 0)
-                codes = [self._source(slot, twice) for slot in range(size)]
-                first = part % at_once * (size // 2 if twice else size)
-                choices.append(Cat(
-                    Cat(taken[bits * (first + code):bits * (first + code + 1)], Const(0, 8 - bits))
-                    for code in codes))
-                when.append(step.sub == part // at_once)
-            which = Cat(step.width, step.kept == 1)
-            with m.If(self.go & Array(when)[which]):
-                m.d.sync += together[8 * size * part:8 * size * (part + 1)].eq(
-                    Array(choices)[which])
-        return together
+        """Return the codes of a bundle in their order, 8 bits each, from those of its steps.
 
-    @staticmethod
-    def _source(slot, twice):
-        """Return which code a slot takes; those of 4 of 16 go to two. Ref: PositionDecoder."""
-        return slot // layout.CASCADE * QUAD + slot % QUAD if twice else slot
+        There are ``slots`` codes or, of 4 of 16, half as many; the others are undefined.
+        """
+        m, shape = self.m, self.shape
+        together, size = [], shape.beat_bytes
+        at_once = [shape.parts_together(bits, 0) for bits in numerics.WEIGHT_BITS]
+        for part in range(shape.parts):
+            low, high, narrow = Signal(4 * size, reset_less=True), Signal(
+                4 * size, name=f"high_{part}", reset_less=True), Signal(name=f"narrow_{part}")
+            when = self.go & choose(step.width, [step.sub == part // count for count in at_once])
+            m.d.comb += narrow.eq(when & (step.width != len(at_once) - 1))
+            for at in range(size):
+                first = [bits * (part % count * size + at)
+                         for bits, count in zip(numerics.WEIGHT_BITS, at_once, strict=True)]
+                choices = [Cat(taken[place:place + min(bits, 4)], Const(0, 4))[:4]
+                           for place, bits in zip(first, numerics.WEIGHT_BITS, strict=True)]
+                with m.If(when):
+                    m.d.sync += [low.word_select(at, 4).eq(choose(step.width, choices)),
+                                 high.word_select(at, 4).eq(taken[first[-1] + 4:first[-1] + 8])]
+            with m.If(narrow):  # a reset of the registers, not logic before them
+                m.d.sync += high.eq(0)
+            together += [Cat(low.word_select(at, 4), high.word_select(at, 4))
+                         for at in range(size)]
+        return Cat(together)
 
     def _placed(self, codes, step):
-        """Return codes where their slots are.
+        """Return each four slots' codes.
 
-        Of 12 of 16 the last four codes of each window come after all others.
+        Those of 4 of 16 go to two of them. Ref: PositionDecoder. Of 12 of 16 the last four codes
+        of each window come after all others.
         """
         shape = self.shape
         quads = _cut(codes, 8 * QUAD, 2 * shape.half_windows)
-        placed = list(quads)
-        for j in range(shape.windows, shape.half_windows):
-            rest = Array(quads[min((2 << log2) + j - shape.windows, len(quads) - 1)]
-                         for log2 in range(shape.windows.bit_length()))
-            placed[2 * j + 1] = Mux(step.kept == 3, rest[step.windows_log2], quads[2 * j + 1])
-        return Cat(placed)
+        placed = [quads[0]] + [Mux(step.kept == 1, quads[at // 2], quad)
+                               for at, quad in enumerate(quads) if at]
+        for j in range(shape.windows):
+            # With as few windows as would make a place that is further on, there is no window j.
+            fewest = j.bit_length()
+            rest = [quads[min((2 << max(log2, fewest)) + j, len(quads) - 1)]
+                    for log2 in range(shape.windows.bit_length())]
+            at = 2 * (shape.windows + j) + 1
+            placed[at] = Mux(step.kept == 3, choose(step.windows_log2, rest), placed[at])
+        return placed
 
     def _points(self, zeros, step):
         """Return the zero points of a bundle's rows."""
-        default = Array(Const(1 << (bits - 1), 8) for bits in numerics.WEIGHT_BITS)[step.width]
+        default = choose(step.width, [Const(1 << (bits - 1), 8) for bits in numerics.WEIGHT_BITS])
         return Cat(Mux(step.zero_points, item, default)
                    for item in _cut(zeros, 8, self.shape.rows))
 
-    def _region(self, j, step, choose):
-        """Return ``choose`` of the region of a half-window, which depends on their number."""
+    def _region(self, j, step, what):
+        """Return ``what`` of the region of a half-window, which depends on their number."""
         most = self.shape.half_windows.bit_length() - 1
-        return Array(choose(j >> (most - log2)) for log2 in range(most + 1))[step.regions_log2]
+        return choose(step.regions_log2, [what(j >> (most - log2)) for log2 in range(most + 1)])
 
     def _by_half_window(self, points, step):
         """Return the zero point of each half-window."""

@@ -23,8 +23,8 @@ def split(number, bits, count):
     return [part - (part >> bits - 1 << bits) for part in parts]
 
 
-def drive(dut, weights, lo, hi, valid=1, first=0):
-    dut.weights.value, dut.lo.value = joined(weights, 9), joined(lo, 9)
+def drive(dut, weights, lo, hi, valid=1, first=0, shared=0):
+    dut.weights.value, dut.lo.value, dut.shared.value = joined(weights, 9), joined(lo, 8), shared
     dut.hi.value, dut.valid.value, dut.first.value = joined(hi, 8), valid, first
 
 
@@ -59,7 +59,7 @@ async def taps(dut):
 
 @cocotb.test()
 async def own_sums(dut):
-    """Sums of 64 products of 8-bit codes and 9-bit weights, with idle clocks in between."""
+    """Sums of 64 products of 8-bit codes and a shared weight, with idle clocks in between."""
     shape = LaneShape(arch_of(os.environ["ALULA_TEST_ARCH"]))
     random = np.random.default_rng(2)
     await start(dut)
@@ -68,14 +68,14 @@ async def own_sums(dut):
         total = np.zeros(shape.slots, np.int64)
         for at in range(64):
             weights = random.integers(-127, 128, shape.slots)
-            lo = random.integers(0, 256, shape.slots)
+            shared, nothing = int(random.integers(256)), np.zeros(shape.slots, int)
             while random.random() < 0.3:
-                drive(dut, lo, weights, weights, valid=0)
+                drive(dut, weights, weights, weights, valid=0, shared=255 - shared)
                 await RisingEdge(dut.clk)
-            drive(dut, weights, lo, np.zeros(shape.slots, int), first=at == 0)
+            drive(dut, weights, nothing, nothing, first=at == 0, shared=shared)
             await RisingEdge(dut.clk)
-            total += weights * lo
-        drive(dut, weights, lo, lo, valid=0)
+            total += weights * shared
+        drive(dut, weights, weights, weights, valid=0)
         for _ in range(OWN_LATENCY + 8):
             await RisingEdge(dut.clk)
         np.testing.assert_array_equal(

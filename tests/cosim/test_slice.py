@@ -13,6 +13,7 @@ from cosimulate import _tools
 from lanes import arch_of
 
 from alula.hw.lane.chain import Chain
+from alula.hw.lane.simd import Simd
 from alula.hw.lane.slice import DspSlice
 
 HERE = Path(__file__).parent
@@ -54,8 +55,18 @@ def _run(component, folder, *flags):
 
 
 def test_slice_bodies(tmp_path):
-    """All 2**26 operands, then random operands, cascades and modes."""
+    """All 2**25 operands, then random operands, cascades and modes."""
     assert _run(Both(DspSlice(), DspSlice(primitive=True)), tmp_path, "-DSLICE") == "ok\n"
+
+
+@pytest.mark.parametrize("fields, subtract, held",
+                         [(2, False, False), (4, True, True), (4, False, True), (2, True, False)])
+def test_simd_bodies(tmp_path, fields, subtract, held):
+    """Random numbers, now and then not enabled."""
+    both = Both(*(Simd(fields, subtract=subtract, held=held, primitive=primitive)
+                  for primitive in (False, True)))
+    flags = f"-DFIELDS={fields}", f"-DSUBTRACT={int(subtract)}", f"-DHELD={int(held)}"
+    assert _run(both, tmp_path, *flags) == "ok\n"
 
 
 @pytest.mark.parametrize("arch", ["narrow"])
