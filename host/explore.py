@@ -54,7 +54,7 @@ def candidates(board: ArchConfig, **choices: Sequence[int]) -> list[ArchConfig]:
     names = [name for name, values in choices.items() if values]
     found = []
     for values in product(*(choices[name] for name in names)):
-        sizes = dict(zip(names, values, strict=True))
+        sizes: dict[str, Any] = dict(zip(names, values, strict=True))
         label = "-".join([board.name, *(f"{name}{value}" for name, value in sizes.items())])
         found.append(replace(board, **sizes, name=label))
     return found

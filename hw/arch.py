@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ SIM = ArchConfig(
     channel_bytes=256 * MIB, control_bytes=256 * MIB, channel_bytes_per_s=6_400_000_000,
 )
 
-_HBM = dict(
+_HBM: dict[str, Any] = dict(
     beat_bytes=64, rows=8, lane_dsps=128, vector_width=16,
     vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
     attention_elements=8192, attention_queries=64, merge_elements=32_768, prefetch_beats=1024,
@@ -137,7 +138,7 @@ U50 = ArchConfig(name="u50", lanes=24, channel_bytes=256 * MIB, control_bytes=2 
 
 # One lane; its four ports, of 16 bytes each, and the control port lead to the processing system's
 # DDR4-2400 of 64 bits.
-_ZYNQ = dict(
+_ZYNQ: dict[str, Any] = dict(
     lanes=1, beat_bytes=64, lane_ports=4, one_memory=True, lane_dsps=256,
     vector_width=8, queue_depth=32, prefetch_beats=1024,
     attention_elements=8192, attention_queries=64, merge_elements=8192, page_entries=2048,

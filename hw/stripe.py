@@ -2,11 +2,10 @@
 
 A port of the processing system carries 128 bits where its memory gives four times that. Each beat
 is cut into as many parts as there are ports, and each port reads or writes its parts at addresses
-of its own: in every block of ``ports`` pages of 4 KiB, page ``i`` has part ``i`` of all beats. A
-burst of the lane is one burst of as many beats on every port, and within 4 KiB there too.
+of its own: see :mod:`alula.hw.striping`. A burst of the lane is one burst of as many beats on every
+port, and within 4 KiB there too.
 """
 
-import numpy as np
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -15,27 +14,6 @@ from amaranth.utils import exact_log2
 from alula.hw import axi
 
 _PAGE = exact_log2(axi.BOUNDARY_BYTES)
-
-
-def block_bytes(ports):
-    """Return the unit that memory is arranged in, and which its address must be a multiple of."""
-    return ports * axi.BOUNDARY_BYTES
-
-
-def arrange(data, ports, beat_bytes):
-    """Return bytes of a lane as they lie in memory, padded with zeros to whole blocks.
-
-    Parameters
-    ----------
-    data : array of uint8, from an address that is a multiple of :func:`block_bytes`
-    """
-    if ports == 1:
-        return data
-    padded = np.zeros(-(-data.size // block_bytes(ports)) * block_bytes(ports), np.uint8)
-    padded[:data.size] = data
-    beats = padded.reshape(-1, axi.BOUNDARY_BYTES * ports // beat_bytes, ports,
-                           beat_bytes // ports)
-    return beats.transpose(0, 2, 1, 3).reshape(-1)
 
 
 def port_address(address, port, ports):

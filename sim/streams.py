@@ -64,12 +64,15 @@ def read_strips(program: Program, address: int, i: Linear) -> Strips:
         If the stream is not of the instruction's shape, or breaks the format.
     """
     strips, groups, group = shape(i)
-    whole = Strips(np.zeros((strips, TILE_ROWS, groups * group), np.int16),
-                   np.zeros((strips, TILE_ROWS, groups), np.float32),
-                   np.zeros((strips, TILE_ROWS, groups), np.bool_))
+    codes = np.zeros((strips, TILE_ROWS, groups * group), np.int16)
+    scales = np.zeros((strips, TILE_ROWS, groups), np.float32)
+    present = np.zeros(scales.shape, np.bool_)
     found = shares(program, address, i)
     for lane, share in enumerate(found):
-        parts = unpack_stream(share.data, share.strips, groups, group, program.arch)
-        for out, part in zip(whole, parts, strict=True):
-            out[lane::len(found)] = part.reshape(-1, TILE_ROWS, out.shape[2])
-    return Strips(*(part.reshape(strips * TILE_ROWS, -1) for part in whole))
+        part = unpack_stream(share.data, share.strips, groups, group, program.arch)
+        own = slice(lane, None, len(found))
+        codes[own] = part.codes.reshape(-1, *codes.shape[1:])
+        scales[own] = part.scales.reshape(-1, *scales.shape[1:])
+        present[own] = part.present.reshape(-1, *present.shape[1:])
+    rows = strips * TILE_ROWS
+    return Strips(codes.reshape(rows, -1), scales.reshape(rows, -1), present.reshape(rows, -1))

@@ -16,7 +16,7 @@ from alula.compiler.program import Program
 from alula.host.cards import status
 from alula.host.cards.link import CardError, CardHung, Limit, Link, Memory, Value
 from alula.host.device import Counters, Report
-from alula.hw import csr, isa, layout, stripe
+from alula.hw import csr, isa, layout, striping
 from alula.hw.isa import WORD_BYTES
 
 LOG = logging.getLogger("alula")
@@ -53,7 +53,7 @@ class Card:
         wanted = dict(zip(memories(arch), (control + csr.STATUS.itemsize, *lanes), strict=True))
         self.link.check_room(wanted)
         self.control, *self.lanes = (
-            self.link.allocate(bus, size, stripe.block_bytes(arch.lane_ports))
+            self.link.allocate(bus, size, striping.block_bytes(arch.lane_ports))
             for bus, size in zip(wanted, (control, *lanes), strict=True))
         self.status = self.link.allocate(memories(arch)[0], csr.STATUS.itemsize)
         self._record = np.zeros(1, csr.STATUS)
@@ -82,7 +82,7 @@ class Card:
     def _lay_out(self, piece: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return bytes of a lane as its ports find them."""
         arch = self.program.arch
-        return stripe.arrange(piece, arch.lane_ports, arch.beat_bytes)
+        return striping.arrange(piece, arch.lane_ports, arch.beat_bytes)
 
     def _argument_values(self) -> dict[str, Value]:
         program = self.program
@@ -164,7 +164,7 @@ def _sum(counters: Counters, before: np.void, record: np.void, seconds: float) -
 def sizes(program: Program) -> tuple[int, list[int]]:
     """Return the bytes of the control memory and of each lane's that a program works in."""
     where, ports = program.memory, program.arch.lane_ports
-    unit = stripe.block_bytes(ports) if ports > 1 else _ALIGNED
+    unit = striping.block_bytes(ports) if ports > 1 else _ALIGNED
     lanes = [max(image.size, where.cache.stop, 1) for image in program.lanes]
     return _whole(where.top.stop, _ALIGNED), [_whole(lane, unit) for lane in lanes]
 

@@ -12,7 +12,8 @@ from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiBus, AxiMaster, AxiRam, AxiResp, AxiSlave, Region
 from cosimulate import simulate
 
-from alula.hw.stripe import Stripe, arrange, block_bytes
+from alula.hw.stripe import Stripe
+from alula.hw.striping import arrange, block_bytes
 
 SIZE = 1 << 16
 
