@@ -6,7 +6,7 @@ Nothing here has been run with a vendor's tool or on a card: ``verified`` of eac
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from alula.boards.area import Part
 from alula.hw.arch import GIB, ArchConfig
@@ -75,13 +75,6 @@ class Board:
     @property
     def clock_mhz(self) -> int:
         return self.arch.clock_hz // 1_000_000
-
-    def with_lanes(self, lanes: int) -> ArchConfig:
-        """Return the board's build with some of its lanes. Its hash is another one."""
-        if not 1 <= lanes <= self.arch.lanes:
-            raise ValueError(f"lanes must be from 1 to {self.arch.lanes} on {self.name}, "
-                             f"not {lanes}")
-        return replace(self.arch, lanes=lanes)
 
     def ports(self, arch: ArchConfig) -> dict[str, str]:
         """Return the memory behind each AXI master."""

@@ -13,7 +13,7 @@ BOARD = Zynq(
     limits=(
         "the lane reads through four 128-bit ports; that they carry all of the memory's "
         "19.2 GB/s together is the cycle model's assumption",
-        "Kria-PYNQ is for Ubuntu 22.04 and NumPy 1 only",
+        "Kria-PYNQ is for Ubuntu 22.04, Python 3.10 and NumPy 1: Alula wants Python 3.11",
         "buffers come from Linux's contiguous memory, which the image's kernel arguments size",
     ),
 )

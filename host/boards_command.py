@@ -81,7 +81,7 @@ def build(name: Annotated[str, typer.Argument(
           ) -> None:
     """Write all that a board's bitstream is made from, and make it where the vendor's tool is."""
     board = find(name)
-    arch = board.arch if lanes is None else board.with_lanes(lanes)
+    arch = board.arch if lanes is None else board.arch.with_lanes(lanes)
     bundle.check_target(out)
     if not force:
         check_room(board, arch)

@@ -74,7 +74,7 @@ def common(version: Annotated[bool, typer.Option(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")]
+Arch = Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}; u55c:30 is 30 lanes of it.")]
 Device = Annotated[str, typer.Option(
     help="What runs the program: rtl (the hardware, simulated), golden (the software model that "
          "defines every bit), cpu (the same bits, fast), alveo, pynq (boards; alveo:1@BUNDLE names "

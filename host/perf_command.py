@@ -34,7 +34,8 @@ def perf(file: Annotated[Path | None, typer.Argument(help="Program file.")] = No
          recipe: Annotated[str, typer.Option(
              help="Format of the shape's weights, for example w4g128, w3g128, 8:16, drop50.")]
          = "w4g128",
-         board: Annotated[str, typer.Option(help=f"Build: {', '.join(BUILDS)}.")] = "u55c",
+         board: Annotated[str, typer.Option(
+             help=f"Build: {', '.join(BUILDS)}; u55c:30 is 30 lanes of it.")] = "u55c",
          context: Annotated[int, typer.Option(min=0, help="Tokens in the cache.")] = 512,
          prompt: Annotated[int, typer.Option(
              min=0, help="Tokens of a prompt, to time its steps too; 0 leaves them out.")] = 0,

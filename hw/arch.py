@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -101,6 +101,12 @@ class ArchConfig:
         if not legal:
             raise ValueError(f"{field} must be {wanted}, not {getattr(self, field)}")
 
+    def with_lanes(self, lanes: int) -> ArchConfig:
+        """Return the build with some of its lanes. Its hash is another one."""
+        if not 1 <= lanes <= self.lanes:
+            raise ValueError(f"lanes must be from 1 to {self.lanes} on {self.name}, not {lanes}")
+        return replace(self, lanes=lanes)
+
     @property
     def hash(self) -> str:
         """Sixteen hexadecimal digits that change when any size changes."""
@@ -153,11 +159,27 @@ KV260 = ArchConfig(name="kv260", rows=2, clock_hz=300_000_000,
                    vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
                    channel_bytes=3 * GIB, control_bytes=GIB // 2, **_ZYNQ)
 
-BUILDS = {arch.name: arch for arch in (SIM, ZCU104, KV260, U50, U55C, U280)}
+# The part has 4 % of a U55C's LUTs: as few DSP slices as a lane of 16-byte beats may have.
+# DDR3-1050 x 16 bits.
+PYNQ_Z2 = ArchConfig(
+    name="pynq-z2", lanes=1, beat_bytes=16, rows=1, lane_dsps=32, vector_width=4,
+    vector_elements=8192, activation_elements=4096, param_elements=4096,
+    attention_elements=2048, attention_queries=32, merge_elements=2048, prefetch_beats=512,
+    page_entries=512, program_instructions=1024, queue_depth=16, clock_hz=100_000_000,
+    channel_bytes=256 * MIB, control_bytes=64 * MIB, channel_bytes_per_s=2_100_000_000,
+    lane_ports=2, one_memory=True,
+)
+
+BUILDS = {arch.name: arch for arch in (SIM, PYNQ_Z2, ZCU104, KV260, U50, U55C, U280)}
 
 
 def build(name: str) -> ArchConfig:
-    """Return the named build; raise ValueError with the known names if there is none."""
-    if name not in BUILDS:
+    """Return the named build, of ``u55c:30`` 30 lanes of it; raise ValueError if there is none."""
+    known, _, lanes = name.partition(":")
+    if known not in BUILDS:
         raise ValueError(f"arch must be one of {', '.join(BUILDS)}, not {name!r}")
-    return BUILDS[name]
+    if not lanes:
+        return BUILDS[known]
+    if not lanes.isdecimal():
+        raise ValueError(f"arch must be NAME or NAME:LANES, such as u55c:30, not {name!r}")
+    return BUILDS[known].with_lanes(int(lanes))

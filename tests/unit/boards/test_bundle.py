@@ -20,7 +20,6 @@ from alula.boards.bundle import ToolError
 from alula.boards.catalogue import BOARDS, board as find
 from alula.boards.estimate import MEASURED, check_room, describe, estimate, lane_hash
 from alula.boards.manifest import ManifestError
-from alula.boards.pynq_z2 import PYNQ_Z2
 from alula.boards.shell import SHELL_MODULE, shell
 from alula.compiler.recipe import parse
 from alula.host import vectors
@@ -28,7 +27,7 @@ from alula.host.boards_command import build as build_command
 from alula.host.fits import fitting, lane_bytes
 from alula.host.perf import shape_program
 from alula.hw import isa
-from alula.hw.arch import BUILDS, SIM, build
+from alula.hw.arch import BUILDS, PYNQ_Z2, SIM, build
 from alula.hw.top import KERNEL_MODULE, LANE_MODULE
 from alula.sim.rtl.build import verilator_tools
 
@@ -117,12 +116,12 @@ def test_board_wrong():
 @pytest.mark.parametrize("lanes", [0, -1, 33])
 def test_lanes_wrong(lanes):
     with pytest.raises(ValueError, match=f"^lanes must be from 1 to 32 on u55c, not {lanes}$"):
-        U55C.with_lanes(lanes)
+        U55C.arch.with_lanes(lanes)
 
 
 def test_bundle_is_whole(tmp_path, fake_verilog):
     out = tmp_path / "above" / "out"
-    made = bundle.write(U55C, U55C.with_lanes(20), out)
+    made = bundle.write(U55C, U55C.arch.with_lanes(20), out)
     assert {path.name for path in out.iterdir()} == FILES | {
         "kernel.xml", "link.cfg", "floorplan.tcl"}
     assert (out / "alula.v").read_text() == "// 20 lanes\n"
@@ -270,9 +269,9 @@ def test_area_over_the_limit():
 def test_most_lanes_is_the_limit(name):
     board = BOARDS[name]
     most = estimate(board, board.arch).most_lanes
-    check_room(board, board.with_lanes(most))
+    check_room(board, board.arch.with_lanes(most))
     with pytest.raises(ValueError, match=f"--lanes {most} stays"):
-        check_room(board, board.with_lanes(most + 1))
+        check_room(board, board.arch.with_lanes(most + 1))
 
 
 def test_area_is_of_a_lane_of_these_sizes():
@@ -446,6 +445,6 @@ def test_verilog_is_of_the_arch_asked_for(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(bundle, "verilog", lambda arch, primitive: asked.append(
         (arch.lanes, primitive)) or "")
-    bundle.write(U55C, U55C.with_lanes(3), tmp_path / "a")
+    bundle.write(U55C, U55C.arch.with_lanes(3), tmp_path / "a")
     bundle.write(BOARDS["pynq-z2"], PYNQ_Z2, tmp_path / "b")
     assert asked == [(3, True), (1, False)]

@@ -122,9 +122,9 @@ def test_control_memory_has_what_lanes_leave():
     u55c, u280, u50 = (BOARDS[name] for name in ("u55c", "u280", "u50"))
     assert u280.ports(u280.arch)["m_axi_control"] == "DDR[0]" and not u280.shortage(u280.arch)
     assert u50.ports(u50.arch)["m_axi_control"] == "HBM[24:31]" and not u50.shortage(u50.arch)
-    few = u55c.with_lanes(24)
+    few = u55c.arch.with_lanes(24)
     assert u55c.ports(few)["m_axi_control"] == "HBM[24:31]" and not u55c.shortage(few)
-    some = u55c.with_lanes(28)
+    some = u55c.arch.with_lanes(28)
     assert u55c.ports(some)["m_axi_control"] == "HBM[28:31]"
     assert u55c.shortage(some).startswith("28 lanes leave 4 of 32 HBM channels")
     assert "has 2 GiB" in u55c.shortage(some)

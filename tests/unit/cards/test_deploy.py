@@ -183,7 +183,7 @@ def test_deploy_wrong(arguments, message, folder):
 def test_program_of_another_build_wrong(folder, tmp_path):
     from alula.boards.catalogue import BOARDS
 
-    program, _ = vectors.make(BOARDS["u55c"].with_lanes(1))
+    program, _ = vectors.make(BOARDS["u55c"].arch.with_lanes(1))
     save(program, tmp_path / "p.alula")
     with pytest.raises(ManifestError, match="^bundle's architecture must be .* as the program's"):
         deploying.check("u55c", folder, tmp_path / "p.alula")
