@@ -141,11 +141,11 @@ class LinearUnit(wiring.Component):
         """Decide what goes out, one bundle and pair at a time, and update what it leaves behind."""
         m, bundle = self.m, self.bundles.payload
         self.pair, self.lone = Signal(range(max(2, self.shape.pairs))), Signal()
-        touched = Signal(TILE_ROWS)
+        touched, last = Signal(TILE_ROWS), Signal.like(self.pair)
         advance, last_pair, stall = Signal(), Signal(), Signal()
         later, again = self._passes()
         m.d.comb += [
-            last_pair.eq((self.pair << 1) + 2 >= self.tokens),
+            last_pair.eq(self.pair == last),
             self.lone.eq(last_pair & self.tokens[0]),
             # Of a bundle's rows none comes twice, so later passes need not wait.
             stall.eq(self._conflict() & bundle.last_chunk & ~later),
@@ -155,6 +155,7 @@ class LinearUnit(wiring.Component):
             self.operands.pair.eq(self.pair), self.operands.chunk.eq(bundle.chunk),
             self.operands.done.eq(advance & bundle.last_of_tile),
             self.bundles.ready.eq(advance), self.ended.eq(advance & bundle.end_of_strip)]
+        m.d.sync += last.eq((self.tokens - 1) >> 1)
         with m.If(self.issue):
             m.d.sync += self.pair.eq(self.pair + ~again)
         with m.If(advance):

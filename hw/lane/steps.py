@@ -346,8 +346,7 @@ class Steps(wiring.Component):
         def section(state, kind, amount, each, after):
             """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
             with m.State(state):
-                m.d.comb += [self.kind.eq(kind), there.eq(known), nothing.eq(empty),
-                             self.size.eq(size)]
+                m.d.comb += [self.kind.eq(kind), there.eq(known), nothing.eq(empty)]
                 with m.If(self.issue):
                     m.d.sync += [amount.eq(amount - (size >> (each - 1))),
                                  self.word.eq(self.word + 1)]
@@ -383,8 +382,7 @@ class Steps(wiring.Component):
             with m.State("HEADERS"):  # at the start of a beat, as are the position codes
                 aligned = self.offset == 0
                 m.d.comb += [self.drop.eq(~aligned), self.coded_drop.eq(self.coded_offset != 0),
-                             self.read_head.eq(self.ready & aligned),
-                             self.size.eq(self.head_bytes)]
+                             self.read_head.eq(self.ready & aligned)]
                 with m.If(self.read_head & (self.headed + beat // 4 >= self.segment)):
                     m.next = "COUNT"
             with m.State("COUNT"), m.If(~self.counted[0]):
@@ -393,7 +391,7 @@ class Steps(wiring.Component):
             section("SCALES", Kind.SCALES, self.scales_left, 2, after_scales)
             section("ZEROS", Kind.ZERO_POINTS, self.zeros_left, 1, after_zeros)
             with m.State("POSITIONS"):
-                m.d.comb += [self.kind.eq(Kind.POSITIONS), there.eq(known), self.size.eq(size)]
+                m.d.comb += [self.kind.eq(Kind.POSITIONS), there.eq(known)]
                 positions(total)
                 with m.If(self.issue):
                     positions(total - size)
@@ -404,8 +402,7 @@ class Steps(wiring.Component):
                 m.d.comb += [self.kind.eq(Kind.CODES), self.tile_codes.eq(1),
                              nothing.eq(self.no_codes),
                              there.eq(self.has_tile & (~self.last_sub | self.no_coded
-                                                    | self.coded_fits)),
-                             self.size.eq(self.size_of_codes)]
+                                                    | self.coded_fits))]
                 with m.If(self.finished & self.last_tile):
                     m.d.sync += [self.headed.eq(0), self.looked.eq(0), self.weighed.eq(0),
                                  self.sparse.eq(0)]
@@ -420,6 +417,9 @@ class Steps(wiring.Component):
             m.d.sync += [self.scales_left.eq(self.scales_left + self.scales_here),
                          self.zeros_left.eq(self.zeros_left + self.zeros_here)]
         m.d.comb += [
+            # Not in the states, so that it is a choice of three, at the start of a long way.
+            self.size.eq(Mux(phase.ongoing("CODES"), self.size_of_codes,
+                             Mux(phase.ongoing("HEADERS"), self.head_bytes, size))),
             self.issue.eq(self.enable & there & (nothing | self.fits)),
             self.take.eq(self.issue | self.read_head),
             self.bundle_done.eq(self.issue & self.tile_codes & self.last_sub),
