@@ -2,12 +2,14 @@
 
 The error of a layer is what quantizing adds to its output, relative to it: with the inputs' norms,
 from calibration text, or all inputs alike. Layers that gain most for each bit spent are widened
-until the average is reached. Ref: mixed precision as in FlightLLM, arXiv 2401.03868, section 5.2,
-which takes sensitivities from gradients.
+until the average is reached. Those that read the same value have the same width: they are made
+one, and so the model's layers stay alike, and a loop. Ref: FlightLLM, arXiv 2401.03868, mixes
+widths too.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -34,7 +36,8 @@ def recipes(graph: Graph, recipe: Recipe, norms: Mapping[str, F32] | None) -> di
     weights = {node.name: node.op.weight for node in graph.nodes if isinstance(node.op, Linear)}
     wide = set(weights)
     if recipe.average is not None:
-        wide = _widened(weights, recipe, norms or {})
+        sources = {node.name: node.inputs[0] for node in graph.nodes if node.name in weights}
+        wide = _widened(weights, sources, recipe, norms or {})
     found = {name: plain if name in wide else replace(plain, bits=recipe.narrower)
              for name in weights}
     if graph.output in found:
@@ -42,20 +45,23 @@ def recipes(graph: Graph, recipe: Recipe, norms: Mapping[str, F32] | None) -> di
     return found
 
 
-def _widened(weights: dict[str, Matrix], recipe: Recipe, norms: Mapping[str, F32]) -> set[str]:
-    """Return the layers that get the wider codes."""
-    sizes = {name: matrix.rows * matrix.cols for name, matrix in weights.items()}
+def _widened(weights: dict[str, Matrix], sources: dict[str, str], recipe: Recipe,
+             norms: Mapping[str, F32]) -> set[str]:
+    """Return the layers that get the wider codes; ``sources`` has what each reads."""
+    sizes, gains = defaultdict[str, int](int), defaultdict[str, float](float)
+    for name, matrix in weights.items():
+        sizes[sources[name]] += matrix.rows * matrix.cols
+        gains[sources[name]] += (
+            _error(matrix, replace(recipe, bits=recipe.narrower), norms.get(name))
+            - _error(matrix, recipe, norms.get(name)))
     step = recipe.bits - recipe.narrower
     left = (recipe.mean_bits - recipe.narrower) * sum(sizes.values())
-    gains = {name: (_error(matrix, replace(recipe, bits=recipe.narrower), norms.get(name))
-                    - _error(matrix, recipe, norms.get(name))) / sizes[name]
-             for name, matrix in weights.items()}
     wide = set()
-    for name in sorted(weights, key=lambda name: -gains[name]):
-        if step * sizes[name] <= left:
-            wide.add(name)
-            left -= step * sizes[name]
-    return wide
+    for source in sorted(sizes, key=lambda source: -gains[source] / sizes[source]):
+        if step * sizes[source] <= left:
+            wide.add(source)
+            left -= step * sizes[source]
+    return {name for name in weights if sources[name] in wide}
 
 
 def _error(matrix: Matrix, recipe: Recipe, norms: F32 | None) -> float:

@@ -76,8 +76,8 @@ SHAPES = {
 class Weights(Protocol):
     """Where a decoder's weights come from."""
 
-    def matrix(self, rows: int, cols: int) -> QuantMatrix:
-        """Return a linear layer's matrix."""
+    def matrix(self, rows: int, cols: int, source: str) -> QuantMatrix:
+        """Return the matrix of a linear layer that reads the value named ``source``."""
 
     def vector(self, size: int, middle: float) -> NDArray[np.float32]:
         """Return norm weights (around 1) or a bias (around 0)."""
@@ -92,9 +92,10 @@ class Zeros:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.group = recipe, recipe.group
         self.spare = 0.0  # bits that the matrices so far have left of the recipe's average
+        self.last = "", recipe.bits  # what was read, and with which width
 
-    def matrix(self, rows: int, cols: int) -> QuantMatrix:
-        bits = self._bits(rows * cols)
+    def matrix(self, rows: int, cols: int, source: str) -> QuantMatrix:
+        bits = self._bits(rows * cols, source)
         groups, middle = -(-cols // self.group), 1 << (bits - 1)
 
         def read(start: int, stop: int) -> Codes:
@@ -105,13 +106,18 @@ class Zeros:
         return QuantMatrix(name="zeros", rows=rows, cols=cols, bits=bits, group=self.group,
                            read=read)
 
-    def _bits(self, weights: int) -> int:
-        """Return a matrix's width: the wider one where the average so far allows it."""
-        recipe = self.recipe
+    def _bits(self, weights: int, source: str) -> int:
+        """Return a matrix's width: the wider one where the average so far allows it.
+
+        Matrices of one source have one width, as :func:`alula.compiler.mixed.recipes` has it.
+        """
+        recipe, (before, bits) = self.recipe, self.last
         if recipe.average is None:
             return recipe.bits
-        wide = self.spare >= (recipe.bits - recipe.average) * weights
-        bits = recipe.bits if wide else recipe.narrower
+        if source != before:
+            wide = self.spare >= (recipe.bits - recipe.average) * weights
+            bits = recipe.bits if wide else recipe.narrower
+        self.last = source, bits
         self.spare += (recipe.average - bits) * weights
         return bits
 
@@ -130,8 +136,8 @@ class Sample(Zeros):
         super().__init__(recipe)
         self.random = np.random.default_rng(seed)
 
-    def matrix(self, rows: int, cols: int) -> QuantMatrix:
-        plain, recipe = super().matrix(rows, cols), self.recipe
+    def matrix(self, rows: int, cols: int, source: str) -> QuantMatrix:
+        plain, recipe = super().matrix(rows, cols, source), self.recipe
 
         def read(start: int, stop: int) -> Codes:
             found = plain.read(start, stop)
@@ -190,7 +196,7 @@ class Builder:
         return name
 
     def linear(self, name: str, rows: int, source: str, cols: int, bias: bool = False) -> str:
-        matrix = replace(self.weights.matrix(rows, cols), name=name)
+        matrix = replace(self.weights.matrix(rows, cols, source), name=name)
         return self.add(name, Linear(
             weight=matrix, bias=self.weights.vector(rows, 0) if bias else None), source)
 

@@ -73,6 +73,9 @@ class Model:
             loop = self.program.instructions[self.loop]
             assert isinstance(loop, isa.Loop)
             self.layers = self.layers or loop.count
+        elif self.layers is not None and self.layers > PASSES:
+            raise ValueError(f"the layers of {self.program.model.name} must be alike, to count "
+                             f"{self.layers} from {PASSES}")
         self.session = Session(self.device)
         self._run([Row(self.session.open(), 0, 0)], self.program.instructions)  # after reset
         self.session.close(0)

@@ -55,7 +55,7 @@ class Random:
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
 
-    def matrix(self, rows: int, cols: int) -> QuantMatrix:
+    def matrix(self, rows: int, cols: int, source: str) -> QuantMatrix:
         return quantized(self.random, rows, cols, self.bits, self.group, kept=self.kept,
                          dropped=self.dropped, asymmetric=self.asymmetric)
 

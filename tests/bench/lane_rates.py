@@ -41,7 +41,7 @@ class Random(Zeros):
         super().__init__(parse("w4g128"))
         self.sparsity = sparsity
 
-    def matrix(self, rows: int, cols: int) -> QuantMatrix:
+    def matrix(self, rows: int, cols: int, source: str) -> QuantMatrix:
         def read(start: int, stop: int) -> Codes:
             random = np.random.default_rng([rows, cols, start])
             count, groups, zero = stop - start, cols // self.group, 8

@@ -26,15 +26,15 @@ LANE_BEATS = 53_262  # of a layer's weights, keys and values, with scales and he
 class Random(Zeros):
     """Random codes and scales."""
 
-    def matrix(self, rows, cols):
-        plain = super().matrix(rows, cols)
+    def matrix(self, rows, cols, source):
+        plain = super().matrix(rows, cols, source)
 
         def read(start, stop):
             random = np.random.default_rng((rows, cols, start))
             shape, scales = (stop - start, cols), (stop - start, plain.groups)
-            return Codes(random.integers(0, 1 << self.bits, shape, np.uint8),
+            return Codes(random.integers(0, 1 << plain.bits, shape, np.uint8),
                          random.uniform(0.5, 1.5, scales).astype(np.float32) * 0.01,
-                         np.full(scales, 1 << self.bits - 1, np.uint8))
+                         np.full(scales, 1 << plain.bits - 1, np.uint8))
         return replace(plain, read=read)
 
     def table(self, rows, cols):
