@@ -17,6 +17,7 @@ from alula.compiler.recipe import parse
 from alula.host import vectors
 from alula.host.cards.found import cards_here, measured
 from alula.host.fits import fitting
+from alula.host.options import Json, Quiet
 from alula.host.screen import Screen
 from alula.hw.arch import GIB, ArchConfig
 
@@ -25,7 +26,7 @@ STAGES = 3  # of build.sh
 SELFTEST_STEPS = 5
 
 
-def boards(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+def boards(as_json: Json = False,
            ) -> None:
     """List boards: their builds, tools, limits, and which known models fit in their memory."""
     screen = Screen(as_json=as_json)
@@ -76,8 +77,8 @@ def build(name: Annotated[str, typer.Argument(
               "--force", help="Write the files of a build that is known not to fit.")] = False,
           files_only: Annotated[bool, typer.Option(
               "--files-only", help="Do not run the vendor's tool, even if it is here.")] = False,
-          as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-          quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+          as_json: Json = False,
+          quiet: Quiet = False,
           ) -> None:
     """Write all that a board's bitstream is made from, and make it where the vendor's tool is."""
     board = find(name)
@@ -135,9 +136,9 @@ def _tell(screen: Screen, board: Board, arch: ArchConfig, out: Path, absent: lis
 
 def selftest(device: Annotated[str, typer.Argument(
                  metavar="CARD", help="alveo, alveo:1, pynq; alveo:1@BUNDLE names its bundle.")],
-             as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+             as_json: Json
              = False,
-             quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+             quiet: Quiet
              = False) -> None:
     """Test a card: registers, memories, golden vectors, bandwidth. Exits with 1 if any is wrong."""
     from alula.host.cards.selftest import run

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.boards.catalogue import BOARDS, board as find
+from alula.host.options import Json, Quiet
 from alula.host.screen import Screen
 
 STEPS = 5
@@ -42,8 +43,8 @@ def deploy(
             help="Address that the service listens at.")] = "127.0.0.1",
         serve_port: Annotated[int, typer.Option(
             min=1, max=65_535, help="Port that the service listens at.")] = 8000,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-        quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+        as_json: Json = False,
+        quiet: Quiet = False,
         ) -> None:
     """Copy a bundle, a program and alula to a card's host, install, test, and leave a service.
 

@@ -12,6 +12,7 @@ from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES
 from alula.compiler.verify import verify
 from alula.host import explore as exploring, report as reports
+from alula.host.options import Json, Quiet
 from alula.host.perf import (
     Model,
     Speed,
@@ -47,8 +48,8 @@ def perf(file: Annotated[Path | None, typer.Argument(help="Program file.")] = No
              "--report", metavar="FILE.html", help="Write a report with pictures.")] = None,
          trace: Annotated[Path | None, typer.Option(
              "--trace", metavar="FILE.json", help="Write a trace of a step, for Perfetto.")] = None,
-         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+         as_json: Json = False,
+         quiet: Quiet = False,
          ) -> None:
     """Say how fast a board would run a model: simulated, clock by clock, without its data."""
     if (file is None) == (shape is None):
@@ -97,8 +98,8 @@ def explore(shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}
             prompt: Annotated[int, typer.Option(min=0, help="Tokens of a prompt; 0: none.")] = 0,
             picture: Annotated[Path | None, typer.Option(
                 "--picture", metavar="FILE.svg", help="Draw speed against slices.")] = None,
-            as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-            quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+            as_json: Json = False,
+            quiet: Quiet = False,
             ) -> None:
     """Sweep sizes of a build: speed by the cycle model, against DSP slices and on-chip memory."""
     _check_files(picture)
