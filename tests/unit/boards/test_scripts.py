@@ -168,7 +168,7 @@ def test_zynq_becomes_an_overlay(board, written):
     assert int(frequency) * 1_000_000 == board.arch.clock_hz
     widths = [int(value) for (cell, name), value in tool.settings.items()
               if cell == "ps" and name.endswith("DATA_WIDTH")]
-    assert widths == [board.processor.port_bits] * 2
+    assert widths == [board.processor.port_bits] * (1 + board.arch.lane_ports)
     tool.run("implement.tcl")
     assert (folder / "overlay/alula.bit").read_text() == "bits"
     assert (folder / "overlay/alula.hwh").read_text() == "hwh"  # one stem, or PYNQ does not load it
