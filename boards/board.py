@@ -53,8 +53,6 @@ class Board:
     ----------
     device
         Full name of its part, as the vendor's tool wants it.
-    primitive
-        Whether lanes instantiate the DSP slices of UltraScale+, which older families lack.
     verified
         Versions of the tool that its files were built with, and what came of it.
     limits
@@ -69,7 +67,6 @@ class Board:
     tool: Tool
     runtime: str
     limits: tuple[str, ...]
-    primitive: bool = True
     verified: str = "none yet"
 
     @property

@@ -32,7 +32,7 @@ class ToolError(RuntimeError):
 def write(board: Board, arch: ArchConfig, target: Path) -> Manifest:
     """Write a board's files to a folder that is empty or absent; it has them all, or none."""
     with _whole(target) as folder:
-        texts = dict(zip(VERILOG, (verilog(arch, board.primitive), shell(arch)), strict=True))
+        texts = dict(zip(VERILOG, (verilog(arch, board.part.primitive), shell(arch)), strict=True))
         for name, text in (texts | scripts(board, arch)).items():
             (folder / name).write_text(text)
         (folder / "build.sh").chmod(0o755)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from alula.boards.area import PARTS, RESOURCES, Part
+from alula.boards.area import RESOURCES, Part
 from alula.boards.board import Board
 from alula.hw.arch import ArchConfig
 
@@ -33,6 +33,7 @@ class Measured:
     """
 
     lane: str
+    family: str
     date: str
     commit: str
     used: dict[str, float]
@@ -41,7 +42,8 @@ class Measured:
 
 
 MEASURED = (
-    Measured(lane="c90d25733c846825", date="2026-11-22", commit="358b347",  # of u55c
+    Measured(lane="c90d25733c846825", family="xcup",  # of u55c
+             date="2026-11-22", commit="358b347",
              used={"lut": 32_472, "ff": 35_364, "bram": 38, "uram": 22, "dsp": 216},
              around={"lut": 47_724, "ff": 49_388, "bram": 9.5, "uram": 31, "dsp": 183},
              around_commit="a543ac5"),
@@ -90,7 +92,7 @@ class Estimate:
 def estimate(board: Board, arch: ArchConfig) -> Estimate | None:
     """Return what the lanes take, if a lane of these sizes was measured."""
     for measured in MEASURED:
-        if board.primitive and measured.lane == lane_hash(arch):
+        if (measured.family, measured.lane) == (board.part.family, lane_hash(arch)):
             return Estimate(part=board.part, lanes=arch.lanes, lane=measured)
     return None
 
@@ -100,9 +102,7 @@ def describe(board: Board, arch: ArchConfig) -> str:
     found = estimate(board, arch)
     if found:
         return f"{found} ({found.source})"
-    if board.name in PARTS:
-        return f"not measured; run python -m alula.boards.area {board.name}"
-    return "not measured; python -m alula.boards.area maps to UltraScale+ only"
+    return f"not measured; run python -m alula.boards.area {board.name}"
 
 
 def check_room(board: Board, arch: ArchConfig) -> None:

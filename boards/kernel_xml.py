@@ -30,7 +30,7 @@ def kernel_xml(arch: ArchConfig) -> str:
                            range=hex(CONTROL_BYTES), dataWidth="32", portType="addressable",
                            base="0x0")
     for bus in buses(arch):
-        size = WORD_BYTES if bus == "m_axi_control" else arch.beat_bytes // arch.lane_ports
+        size = WORD_BYTES if bus == "m_axi_control" else arch.port_bytes
         ElementTree.SubElement(ports, "port", name=bus, mode="master", range=hex((1 << 64) - 1),
                                dataWidth=str(8 * size), portType="addressable", base="0x0")
     args = ElementTree.SubElement(kernel, "args")

@@ -1,13 +1,12 @@
 """TUL PYNQ-Z2 with PYNQ up to 3.1: Zynq-7000, 512 MiB of DDR3. Ref: its manual; AMD DS190."""
 
-from alula.boards.area import Part
+from alula.boards.area import PARTS
 from alula.boards.board import SERIES_7, Tool, Zynq
 from alula.hw.arch import PYNQ_Z2
 
 BOARD = Zynq(
-    name="pynq-z2", title="TUL PYNQ-Z2", arch=PYNQ_Z2,
-    part=Part(name="XC7Z020", lut=53_200, ff=106_400, bram=140, uram=0, dsp=220),
-    device="xc7z020clg400-1", board_part="*:pynq-z2:*", processor=SERIES_7, primitive=False,
+    name="pynq-z2", title="TUL PYNQ-Z2", arch=PYNQ_Z2, part=PARTS["pynq-z2"],
+    device="xc7z020clg400-1", board_part="*:pynq-z2:*", processor=SERIES_7,
     tool=Tool(name="Vivado", commands=("vivado",), first="2022.1", last="2024.1"),
     runtime="PYNQ up to 3.1",
     limits=(

@@ -28,7 +28,7 @@ SELFTEST_STEPS = 5
 
 def boards(as_json: Json = False,
            ) -> None:
-    """List boards: their builds, tools, limits, and which known models fit in their memory."""
+    """List boards: their builds, tools, limits, and the models they hold, how fast at best."""
     screen = Screen(as_json=as_json)
     facts = [_facts(board) for board in BOARDS.values()]
     screen.table("Boards; none was verified on a card", (
@@ -36,9 +36,11 @@ def boards(as_json: Json = False,
         [tuple(fact[key] for key in ("board", "lanes", "clock_mhz", "lanes_gib", "tool",
                                      "runtime", "verified")) for fact in facts])
     for fact in facts:
-        models = ", ".join(fact["fits"]) or "none"
+        models = ", ".join(f"{name} {rate:.{0 if rate > 99 else 1}f}"
+                           for name, rate in fact["fits"].items()) or "none"
         screen.text(f"\n{fact['title']}, {fact['part']}\n"
-                    f"  memory holds, of the known models at {RECIPE} with {CONTEXT} tokens: "
+                    f"  memory holds, of the known models at {RECIPE} with {CONTEXT} tokens, each "
+                    f"with the tokens/s that memory could feed at most (alula perf simulates): "
                     f"{models}\n" + "".join(f"  {limit}\n" for limit in fact["limits"]))
     cards = cards_here()
     if cards:
@@ -136,10 +138,9 @@ def _tell(screen: Screen, board: Board, arch: ArchConfig, out: Path, absent: lis
 
 def selftest(device: Annotated[str, typer.Argument(
                  metavar="CARD", help="alveo, alveo:1, pynq; alveo:1@BUNDLE names its bundle.")],
-             as_json: Json
-             = False,
-             quiet: Quiet
-             = False) -> None:
+             as_json: Json = False,
+             quiet: Quiet = False,
+             ) -> None:
     """Test a card: registers, memories, golden vectors, bandwidth. Exits with 1 if any is wrong."""
     from alula.host.cards.selftest import run
 

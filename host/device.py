@@ -76,7 +76,8 @@ class GoldenDevice:
         self.machine.run()
 
 
-CARDS = {"alveo": "alula.host.cards.alveo", "pynq": "alula.host.cards.zynq"}  # and their modules
+CARDS = {place.ALVEO: "alula.host.cards.alveo",  # and their modules
+         place.PYNQ: "alula.host.cards.zynq"}
 DEVICES = ("auto", "rtl", "golden", "cpu", "cuda", *CARDS)
 AUTO_LANES = 4  # larger builds take too long to simulate unless someone asks for it
 Report = Callable[[str, float], Callable[[float], None]]

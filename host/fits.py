@@ -1,4 +1,7 @@
-"""Which known models fit in a build's memories: a count from shapes, nothing is compiled."""
+"""Which known models fit in a build's memories, and how fast these could be read for a token.
+
+A count from shapes: nothing is compiled or simulated.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,14 @@ def lane_bytes(shape: Shape, recipe: Recipe, context: int) -> float:
     return weights * bits / 8 * HEADERS + cache
 
 
-def fitting(arch: ArchConfig, recipe: Recipe, context: int) -> list[str]:
-    """Return the known shapes whose weights and cache the lanes hold, and tables the control."""
-    return [name for name, shape in SHAPES.items()
-            if lane_bytes(shape, recipe, context) <= arch.lanes * arch.channel_bytes
-            and TABLE_BYTES * shape.vocab * shape.hidden + CONTROL_BYTES <= arch.control_bytes]
+def fitting(arch: ArchConfig, recipe: Recipe, context: int) -> dict[str, float]:
+    """Return the known shapes whose weights and cache the lanes hold, and tables the control.
+
+    With each, the tokens a second at which the lanes' memory, at its data sheet's peak, can deliver
+    what a token needs: no machine with this memory is faster.
+    """
+    rate = arch.channel_bytes_per_s * (1 if arch.one_memory else arch.lanes)
+    needs = {name: lane_bytes(shape, recipe, context) for name, shape in SHAPES.items()}
+    return {name: rate / needs[name] for name, shape in SHAPES.items()
+            if needs[name] <= arch.lanes * arch.channel_bytes
+            and TABLE_BYTES * shape.vocab * shape.hidden + CONTROL_BYTES <= arch.control_bytes}

@@ -78,7 +78,7 @@ class ArchConfig:
     def __post_init__(self) -> None:
         self._expect("beat_bytes", self.beat_bytes in (16, 32, 64), "16, 32 or 64")
         self._expect("lane_ports", self.lane_ports in (1, 2, 4)
-                     and self.beat_bytes // self.lane_ports >= 8,
+                     and self.port_bytes >= 8,
                      "1, 2 or 4, for ports of 8 bytes or more")
         self._expect("vector_width", self.vector_width in (4, 8, 16), "4, 8 or 16")
         self._expect("lanes", 1 <= self.lanes <= 64, "from 1 to 64")
@@ -100,6 +100,11 @@ class ArchConfig:
     def _expect(self, field: str, legal: bool, wanted: str) -> None:
         if not legal:
             raise ValueError(f"{field} must be {wanted}, not {getattr(self, field)}")
+
+    @property
+    def port_bytes(self) -> int:
+        """Bytes a clock of one of a lane's memory ports."""
+        return self.beat_bytes // self.lane_ports
 
     def with_lanes(self, lanes: int) -> ArchConfig:
         """Return the build with some of its lanes. Its hash is another one."""
@@ -134,16 +139,17 @@ _HBM: dict[str, Any] = dict(
 )
 
 # One AXI port for each HBM2 pseudo-channel: U55C has 32 of 512 MiB, U280 32 of 256 MiB, and of
-# U50's 32 (316 GB/s by its power limit, AMD DS965) 24 carry lanes.
+# U50's 32 (316 GB/s by its power limit, AMD DS965) 20 carry lanes: more do not fit its part.
 U55C = ArchConfig(name="u55c", lanes=32, channel_bytes=512 * MIB, control_bytes=4 * GIB,
                   channel_bytes_per_s=14_375_000_000, **_HBM)
 U280 = ArchConfig(name="u280", lanes=32, channel_bytes=256 * MIB, control_bytes=4 * GIB,
                   channel_bytes_per_s=14_375_000_000, **_HBM)
-U50 = ArchConfig(name="u50", lanes=24, channel_bytes=256 * MIB, control_bytes=2 * GIB,
+U50 = ArchConfig(name="u50", lanes=20, channel_bytes=256 * MIB, control_bytes=2 * GIB,
                  channel_bytes_per_s=13_166_000_000, **_HBM)
 
 # One lane; its four ports, of 16 bytes each, and the control port lead to the processing system's
-# DDR4-2400 of 64 bits.
+# DDR4-2400 of 64 bits. The control memory holds the embedding of 128,256 tokens by 2,048; Linux
+# needs some of a board's 2 or 4 GiB, and those of 4 are two halves apart (AMD UG1085).
 _ZYNQ: dict[str, Any] = dict(
     lanes=1, beat_bytes=64, lane_ports=4, one_memory=True, lane_dsps=256,
     vector_width=8, queue_depth=32, prefetch_beats=1024,
@@ -154,10 +160,10 @@ _ZYNQ: dict[str, Any] = dict(
 
 ZCU104 = ArchConfig(name="zcu104", rows=4, clock_hz=300_000_000,
                     vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
-                    channel_bytes=3 * GIB // 2, control_bytes=GIB // 2, **_ZYNQ)
+                    channel_bytes=GIB, control_bytes=640 * MIB, **_ZYNQ)
 KV260 = ArchConfig(name="kv260", rows=2, clock_hz=300_000_000,
                    vector_elements=65_536, activation_elements=32_768, param_elements=65_536,
-                   channel_bytes=3 * GIB, control_bytes=GIB // 2, **_ZYNQ)
+                   channel_bytes=2 * GIB, control_bytes=640 * MIB, **_ZYNQ)
 
 # The part has 4 % of a U55C's LUTs: as few DSP slices as a lane of 16-byte beats may have.
 # DDR3-1050 x 16 bits.

@@ -9,7 +9,8 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-BOUNDARY_BYTES = 4096
+from alula.hw.striping import PAGE_BYTES as BOUNDARY_BYTES
+
 BURST_BEATS = 256
 ADDRESS_BITS = 64
 INCREMENTING = 1  # AxBURST

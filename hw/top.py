@@ -22,7 +22,7 @@ def top_signature(arch):
     return wiring.Signature({
         "s_axi_control": In(lite_signature()),
         "m_axi_control": Out(axi.signature(WORD_BYTES)),
-        "m_axi_lane": Out(axi.signature(arch.beat_bytes // arch.lane_ports)).array(
+        "m_axi_lane": Out(axi.signature(arch.port_bytes)).array(
             arch.lanes * arch.lane_ports),
         "interrupt": Out(1),
     })
@@ -78,11 +78,12 @@ class Top(wiring.Component):
 def verilog(arch, primitive=False):
     """Return the accelerator's Verilog: the top, and, once, the kernel and a lane.
 
-    ``primitive`` is for AMD's tools: DSP slices are instances, not arithmetic. Ports are named as
-    kernels' are: ``m_axi_lane_0_araddr``.
+    ``primitive`` is for AMD's UltraScale+: DSP slices are instances, not arithmetic, and memories
+    may be UltraRAM. Ports are named as kernels' are: ``m_axi_lane_0_araddr``.
     """
     bus = re.compile(r"\b[ms]_axi_\w+")
     outer = "".join([generate(Kernel(arch), KERNEL_MODULE), generate(Top(arch), TOP_MODULE)])
-    return "".join([*(module.VERILOG for module in (ram, passive, gate)),
+    text = "".join([*(module.VERILOG for module in (ram, passive, gate)),
                     generate(Lane(arch, primitive), LANE_MODULE),
                     bus.sub(lambda name: name[0].replace("__", "_"), outer)])
+    return text if primitive else text.replace('STYLE("ultra")', 'STYLE("block")')

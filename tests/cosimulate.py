@@ -32,7 +32,7 @@ def _public_ports(text: str) -> str:
         f'public_flat_rw -module "dut" -var "{port}"\n' for port in ports.replace(",", " ").split())
 
 
-def simulate(component, tests, *, names=None, extra=None):
+def simulate(component, tests, *, names=None, extra=None, models=()):
     """Run the cocotb tests of a file against a component; raise if one fails.
 
     Parameters
@@ -46,8 +46,11 @@ def simulate(component, tests, *, names=None, extra=None):
         Which of them; all if not given.
     extra
         Environment variables for the simulation.
+    models
+        Verilog files of modules that the component has instances of.
     """
-    text = ram.VERILOG + passive.VERILOG + gate.VERILOG + generate(component, "dut")
+    text = ram.VERILOG + passive.VERILOG + gate.VERILOG + generate(component, "dut") + "".join(
+        Path(model).read_text() for model in models)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = user_cache_path("alula") / "cosim" / key
     folder.mkdir(parents=True, exist_ok=True)

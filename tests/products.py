@@ -15,8 +15,8 @@ from alula.hw.lane.prefetch import LOAD
 class Products(wiring.Component):
     """See :class:`alula.hw.lane.lane.Lane`."""
 
-    def __init__(self, arch):
-        self.arch = arch
+    def __init__(self, arch, primitive=False):
+        self.arch, self.primitive = arch, primitive
         super().__init__({
             "bus": Out(read_signature(arch.beat_bytes)), "base": In(ADDRESS_BITS),
             "loads": In(stream.Signature(LOAD)), "command": In(stream.Signature(COMMAND_BITS)),
@@ -26,7 +26,7 @@ class Products(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.inner = inner = Lane(self.arch)
+        m.submodules.inner = inner = Lane(self.arch, self.primitive)
         wiring.connect(m, wiring.flipped(self.loads), inner.loads)
         wiring.connect(m, wiring.flipped(self.command), inner.command)
         for name in ("base", "tokens", "lane", "codes", "scales"):

@@ -37,14 +37,13 @@ from alula.host.cards.link import (
     first_line,
 )
 from alula.host.cards.lock import Lock, in_use
-from alula.host.cards.place import Place
+from alula.host.cards.place import ALVEO, Place
 from alula.host.device import Report
 
 if TYPE_CHECKING:
     from alula.host.cards.bundles import Bundle
     from alula.host.cards.card import Card
 
-KIND = "alveo"
 LOG = logging.getLogger("alula")
 RESET_COMMANDS = ("xrt-smi", "xbutil")  # the second is what XRT before 2.18 calls it
 RESET_SECONDS = 120
@@ -106,7 +105,7 @@ def open_device(program: Program, place: Place = Place(), *, limit: Limit = Limi
     from alula.host.cards.bundles import choose  # these load Amaranth
     from alula.host.cards.card import Card
 
-    bundle = choose(KIND, program, place.bundle)
+    bundle = choose(ALVEO, program, place.bundle)
     return Card(program, _open(bundle, place.index), limit=limit, report=report)
 
 
@@ -139,7 +138,7 @@ def found() -> list[Found]:
 
 
 def _named(index: int) -> str:
-    return f"{KIND}:{index}"
+    return f"{ALVEO}:{index}"
 
 
 def _pyxrt() -> Any:

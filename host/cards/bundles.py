@@ -14,8 +14,7 @@ from alula.boards.catalogue import board
 from alula.boards.manifest import Manifest, ManifestError
 from alula.compiler.program import Program
 from alula.host.cards.link import CardError
-
-KINDS = ("alveo", "pynq")  # of devices that bundles are for
+from alula.host.cards.place import ALVEO, PYNQ
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Bundle:
     @property
     def kind(self) -> str:
         """The device that loads it."""
-        return KINDS[0] if isinstance(self.board, Alveo) else KINDS[1]
+        return ALVEO if isinstance(self.board, Alveo) else PYNQ
 
 
 def folder() -> Path:

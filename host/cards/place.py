@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+ALVEO, PYNQ = "alveo", "pynq"  # the kinds
+
 
 @dataclass(frozen=True)
 class Place:

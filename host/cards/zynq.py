@@ -30,7 +30,7 @@ from alula.host.cards.link import (
     first_line,
 )
 from alula.host.cards.lock import Lock, in_use
-from alula.host.cards.place import Place
+from alula.host.cards.place import PYNQ, Place
 from alula.host.device import Report
 from alula.hw.csr import Ctrl, Register
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from alula.host.cards.bundles import Bundle
     from alula.host.cards.card import Card
 
-KIND = "pynq"
 MEMINFO = Path("/proc/meminfo")
 THERMAL = Path("/sys/class/thermal")
 _SPIN_SECONDS, _SLEEP_SECONDS = 0.0005, 0.0001  # looked at without a pause, and with
@@ -75,11 +74,11 @@ def open_device(program: Program, place: Place = Place(), *, limit: Limit = Limi
     if why:
         raise CardError(why)
     if place.index:
-        raise CardError(f"a board has one device, {KIND}:0, not {KIND}:{place.index}")
+        raise CardError(f"a board has one device, {PYNQ}:0, not {PYNQ}:{place.index}")
     from alula.host.cards.bundles import choose  # these load Amaranth
     from alula.host.cards.card import Card
 
-    return Card(program, ZynqLink(choose(KIND, program, place.bundle)), limit=limit, report=report)
+    return Card(program, ZynqLink(choose(PYNQ, program, place.bundle)), limit=limit, report=report)
 
 
 def found() -> list[Found]:
@@ -87,7 +86,7 @@ def found() -> list[Found]:
     if missing() or not _present():
         return []
     device = _pynq().Device.active_device
-    return [Found(KIND, str(getattr(device, "name", "")), "-", in_use(KIND), read_health())]
+    return [Found(PYNQ, str(getattr(device, "name", "")), "-", in_use(PYNQ), read_health())]
 
 
 def _pynq() -> Any:
@@ -135,13 +134,13 @@ class Buffer:
         return int(self.array.device_address) + self._skip
 
     def write(self, start: int, data: NDArray[np.uint8]) -> None:
-        with Answering(KIND):
+        with Answering(PYNQ):
             part = self._part(start, data.size)
             part[:] = data
             part.flush()
 
     def read(self, start: int, size: int) -> NDArray[np.uint8]:
-        with Answering(KIND):
+        with Answering(PYNQ):
             part = self._part(start, size)
             part.invalidate()
             return np.array(part, np.uint8, copy=True, subok=False)
@@ -159,7 +158,7 @@ class ZynqLink:
         If the board is another process's, or its logic is not what the bundle says.
     """
 
-    name = KIND
+    name = PYNQ
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -171,7 +170,7 @@ class ZynqLink:
         if not described.is_file():
             raise CardError(f"{described} must be beside {bundle.bitstream.name}; copy the bundle "
                             "again")
-        self._lock = Lock(self.name, KIND)
+        self._lock = Lock(self.name, PYNQ)
         try:
             self._program()
         except BaseException:
@@ -183,7 +182,7 @@ class ZynqLink:
 
         pynq = _pynq()
         kind = VLNV.rpartition(":")[0]
-        with Answering(KIND):
+        with Answering(PYNQ):
             self.overlay = pynq.Overlay(str(self.bundle.bitstream.resolve()))
             blocks = [block for block in self.overlay.ip_dict.values()
                       if str(block.get("type", "")).startswith(kind)]
@@ -253,13 +252,13 @@ class ZynqLink:
 
     def _write(self, offset: int, bits: int, number: int) -> None:
         """Write a register by words; PYNQ takes Python's own integers only."""
-        with Answering(KIND):
+        with Answering(PYNQ):
             for at in range(bits // 32):
                 self.registers_at.write(int(offset) + 4 * at, number >> 32 * at & 0xFFFF_FFFF)
 
     def _read(self, offset: int, bits: int) -> int:
         """Read a register by words: a bus of 32 bits has no longer ones."""
-        with Answering(KIND):
+        with Answering(PYNQ):
             return sum(self.registers_at.read(int(offset) + 4 * at) << 32 * at
                        for at in range(bits // 32))
 
@@ -273,7 +272,7 @@ class ZynqLink:
     def reset(self) -> None:
         """Program the logic again; its bus may still owe answers, which only a reboot forgets."""
         self._given = {}
-        with Answering(KIND):
+        with Answering(PYNQ):
             self.overlay.download()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """A lane's matrix products against the numerics contract, bit for bit."""
 
 import os
+from pathlib import Path
 
 import cocotb
 import numpy as np
@@ -15,6 +16,7 @@ from alula.hw import isa, layout, numerics
 
 LANE = 1
 SIZE = 1 << 19
+PRIMITIVES = [Path(__file__).parent / name for name in ("dsp48e2.v", "muxf7.v")]
 
 
 def _arch():
@@ -205,3 +207,10 @@ async def rate(dut, kind):
 @pytest.mark.parametrize("arch", ["narrow", pytest.param("wide", marks=pytest.mark.slow)])
 def test_lane(arch):
     simulate(Products(arch_of(arch)), __file__, extra={"ALULA_TEST_ARCH": arch})
+
+
+@pytest.mark.parametrize("arch", ["narrow", pytest.param("wide", marks=pytest.mark.slow)])
+def test_lane_of_primitives(arch):
+    """As cards get it: DSP slices and multiplexers are instances."""
+    simulate(Products(arch_of(arch), primitive=True), __file__, extra={"ALULA_TEST_ARCH": arch},
+             models=PRIMITIVES)

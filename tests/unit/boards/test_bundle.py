@@ -16,6 +16,7 @@ from alula.boards import (
     estimate as estimates,
     manifest as manifests,
 )
+from alula.boards.area import PARTS
 from alula.boards.bundle import ToolError
 from alula.boards.catalogue import BOARDS, board as find
 from alula.boards.estimate import MEASURED, check_room, describe, estimate, lane_hash
@@ -32,6 +33,7 @@ from alula.hw.top import KERNEL_MODULE, LANE_MODULE
 from alula.sim.rtl.build import verilator_tools
 
 HERE = Path(__file__).parent
+COSIM = HERE.parents[1] / "cosim"
 U55C, KV260 = BOARDS["u55c"], BOARDS["kv260"]
 FILES = {"alula.v", "alula_shell.v", "settings.tcl", "package.tcl", "build.sh", "manifest.json"}
 
@@ -47,9 +49,8 @@ def lint(folder, tops=(LANE_MODULE, KERNEL_MODULE, SHELL_MODULE)):
     Each of ``tops`` is read with the others as boxes that have ports only: a lane is there once.
     """
     text = (folder / "alula.v").read_text() + (folder / "alula_shell.v").read_text()
-    slices = (HERE.parents[1] / "cosim" / "dsp48e2.v").read_text()
-    boxes = (slices[:slices.index(");\n") + 3] + "endmodule\n"
-             "module MUXF7 (input I0, I1, S, output O);\nendmodule\n")
+    models = [(COSIM / f"{name}.v").read_text() for name in ("dsp48e2", "muxf7")]
+    boxes = "".join(model[:model.index(");\n") + 3] + "endmodule\n" for model in models)
     return [line for top in tops for line in _lint(
         folder, top, boxes + _boxed(text, {LANE_MODULE, KERNEL_MODULE} - {top}))]
 
@@ -83,12 +84,12 @@ def test_small_build_is_legal_verilog(board, arch, tmp_path):
     """With its shell; and a pin of a wrong name or width would be found."""
     bundle.write(board, arch, tmp_path / "out")
     text = (tmp_path / "out" / "alula.v").read_text()
-    assert ("DSP48E2" in text) == board.primitive
+    assert ("DSP48E2" in text) == board.part.primitive
     for instance in ("kernel", *(f"lane_{lane}" for lane in range(arch.lanes))):
         assert f" {instance} (" in text  # the names that the floorplan hints at
     assert lint(tmp_path / "out") == []
     wrong, right, found = ((".m_axi_control_arids(", ".m_axi_control_arid(", "m_axi_control_arids'")
-                           if board.primitive else
+                           if board.part.primitive else
                            ("[31:0] m_axi_control_araddr", "[63:0] m_axi_control_araddr",
                             "%Warning-WIDTH"))
     (tmp_path / "out" / "alula_shell.v").write_text(shell(arch).replace(right, wrong))
@@ -272,7 +273,7 @@ def test_most_lanes_is_the_limit(name):
     most = estimate(board, board.arch).most_lanes
     check_room(board, board.arch.with_lanes(most))
     with pytest.raises(ValueError, match=f"--lanes {most} stays"):
-        check_room(board, board.arch.with_lanes(most + 1))
+        check_room(board, replace(board.arch, lanes=most + 1))
 
 
 def test_area_is_of_a_lane_of_these_sizes():
@@ -280,7 +281,7 @@ def test_area_is_of_a_lane_of_these_sizes():
     assert estimate(U55C, replace(U55C.arch, clock_hz=1, control_bytes=64)).lane is MEASURED[0]
     wider = replace(U55C.arch, lane_dsps=256)
     assert lane_hash(wider) != lane_hash(U55C.arch) and estimate(U55C, wider) is None
-    assert estimate(replace(U55C, primitive=False), U55C.arch) is None
+    assert estimate(replace(U55C, part=PARTS["pynq-z2"]), U55C.arch) is None
     assert describe(KV260, KV260.arch) == "not measured; run python -m alula.boards.area kv260"
     check_room(KV260, KV260.arch)
 
@@ -353,10 +354,12 @@ def test_count_of_bytes_is_that_of_a_program(recipe):
 
 def test_fitting():
     recipe = parse("w4g128")
-    assert fitting(build("kv260"), recipe, 512) == ["tinyllama"]
+    small = fitting(build("kv260"), recipe, 512)
+    assert set(small) == {"tinyllama", "llama-3.2-1b"}
+    assert small["tinyllama"] == pytest.approx(19.2e9 / 542e6, rel=0.02)
     assert "llama2-7b" in fitting(build("u50"), recipe, 512)
-    assert fitting(PYNQ_Z2, recipe, 512) == []
-    assert fitting(replace(SIM, control_bytes=1 << 20), recipe, 512) == []
+    assert fitting(PYNQ_Z2, recipe, 512) == {}
+    assert fitting(replace(SIM, control_bytes=1 << 20), recipe, 512) == {}
 
 
 # The commands.

@@ -121,7 +121,7 @@ def test_control_memory_has_what_lanes_leave():
     """Its channels are apart from the lanes', and hold it, where the board has room."""
     u55c, u280, u50 = (BOARDS[name] for name in ("u55c", "u280", "u50"))
     assert u280.ports(u280.arch)["m_axi_control"] == "DDR[0]" and not u280.shortage(u280.arch)
-    assert u50.ports(u50.arch)["m_axi_control"] == "HBM[24:31]" and not u50.shortage(u50.arch)
+    assert u50.ports(u50.arch)["m_axi_control"] == "HBM[20:27]" and not u50.shortage(u50.arch)
     few = u55c.arch.with_lanes(24)
     assert u55c.ports(few)["m_axi_control"] == "HBM[24:31]" and not u55c.shortage(few)
     some = u55c.arch.with_lanes(28)
