@@ -28,7 +28,7 @@ def exp2(p, x, turn):
     def first(stage):  # whether what is at a stage passes for the first time
         return turn if stage % 2 else ~turn
     for step in range(1, _STEPS + 1):
-        value = _step(p, value, part_now, lambda stage, step=step: Mux(
+        value = functions.horner_step(p, value, part_now, lambda stage, step=step: Mux(
             first(stage), constants[step], constants[step + _STEPS]))
     end = value.stage + (value.stage + 1 - part.stage) % 2  # an odd number of clocks later
     begins = first(part.stage)
@@ -88,48 +88,6 @@ def _shift(p, steps):
     return run
 
 
-def _step(p, value, part, constant):
-    """Return ``value * part + constant``, both rounded.
-
-    Value and constant are positive, ``part`` within a half of 0, and the product less than half of
-    the constant; one that is too small for the sum, as 0 is, is as good as any. ``constant``
-    gives the constant at a stage.
-    """
-    product = p.apply(lambda v, x: Cat(v[:23], Const(1, 1)) * Cat(x[:23], Const(1, 1)),
-                      value, part, latency=2)
-    power = p.apply(lambda v, x: (v[23:31] + x[23:31] - fp.BIAS)[:10].as_signed(), value, part)
-
-    def rounded(product, power):
-        top = product[47]
-        significand = p.wire(Mux(top, product[24:48], product[23:47]), "significand")
-        guard = Mux(top, product[23], product[22])
-        up = guard & (product[:22].any() | (top & product[22]) | significand[0])
-        return (Cat(significand[:23], (power + top)[:10]) + up)[:33]
-    product = p.apply(rounded, product, power)
-    at = product.stage
-
-    def align(product):
-        apart = p.wire((constant(at)[23:31] - product[23:33].as_signed())[:10], "apart")
-        return fp.aligned(p, Cat(product[:23], Const(1, 1)),
-                          apart[:5] | apart[5:].any().replicate(5))
-    small = p.apply(align, product)
-
-    def total(small, sign):
-        # One carry chain for both: the complement's 1 is its carry in.
-        big = Cat(Const(0, 3), constant(at + 1)[:23], Const(1, 1))
-        return (big + (small ^ sign.replicate(28)) + sign)[:28]
-    bits = p.apply(total, small, p.apply(lambda x: x[31], part, latency=0))
-
-    def pack(bits):
-        up, same = bits[27], bits[26]
-        kept = p.wire(Mux(up, bits[1:28], Mux(same, bits[:27], Cat(Const(0, 1), bits[:26]))),
-                      "kept")
-        exponent = (constant(at + 2)[23:31] + up - ~(up | same))[:8]
-        rest = kept[:2].any() | (up & bits[0])
-        return (Cat(kept[3:26], exponent) + (kept[2] & (rest | kept[3])))[:31]
-    return p.apply(pack, bits)
-
-
 class Inverse(wiring.Component):
     """Divide 255 by a number, and the number by 255, with one multiplier.
 
@@ -168,7 +126,7 @@ class Inverse(wiring.Component):
             with m.Case(step):
                 m.d.sync += self.back.eq(product)
             with m.Case(step + 1, 3 * step + 1):
-                m.d.sync += a.eq(_two_less(product))
+                m.d.sync += a.eq(functions.two_less(product))
             with m.Case(2 * step + 1):
                 m.d.sync += [y.eq(product), a.eq(one)]
             with m.Case(4 * step + 1):
@@ -189,13 +147,3 @@ class Inverse(wiring.Component):
         small = (power <= 0) | fp.is_infinite(self.x)
         size = Mux(small, 0, Cat(y[:23], power[:8]))
         return Mux(fp.is_nan(self.x), fp.NAN, Cat(size[:31], x.sign))
-
-
-def _two_less(x):
-    """Return ``2 - x`` for ``x`` from 1/2 up to, not including, 2."""
-    large = x[23]  # at least 1: exponents are 126 and 127
-    odd = Cat(Const(0, 1), -x[:23])[:24]
-    double = (Const(1 << 23, 24) - x[:23])[:24]
-    half = (double[1:] + (double[0] & double[1]))[:24]
-    below = Mux(x[:23] == 0, fp.constant(1), Cat(odd[:23], Const(fp.BIAS - 1, 9)))
-    return Mux(large, below, (Const(fp.BIAS << 23, 32) + half)[:32])

@@ -16,6 +16,7 @@ from alula.hw.vector.buffers import (
     words_of,
 )
 
+STEPS = 8  # of a word: an element's pipeline is as large as eight elements' sums and products
 _ELEMENT_STAGE = READ_LATENCY + 1
 _OTHER_STAGE = READ_LATENCY + 2
 
@@ -59,7 +60,7 @@ def activation(p, x, other, function, gated):
 
 
 class Activate(wiring.Component):
-    """A word in four clocks.
+    """A word in eight clocks, in four if it has four elements.
 
     Members
     -------
@@ -85,7 +86,7 @@ class Activate(wiring.Component):
         m = Module()
         arch, width = self.arch, self.arch.vector_width
         insn = data.View(instruction_layout(isa.Activate), self.command)
-        at_once = max(1, width // 4)
+        at_once = max(1, width // STEPS)
         steps = width // at_once
         busy, step = Signal(), Signal(range(steps))
         row, base = Signal(range(arch.rows)), Signal(address_bits(arch))
@@ -132,7 +133,7 @@ class Activate(wiring.Component):
         """Hold the two words; return their elements that each step takes.
 
         A word is held from ``_ELEMENT_STAGE`` of its step, which is step 0, to the same stage of
-        step 3; the other is read a step later.
+        the last; the other is read a step later.
         """
         step = p.input(step)
         parts = []

@@ -18,8 +18,8 @@ from alula.hw.pipe import Pipe
 BATCH = 64  # operand sets
 DEPTH = 160  # clocks, more than any operation takes
 NAMES = ("mul", "add", "add_positive", "sub", "div", "from_int", "from_narrow", "scale_int",
-         "to_int", "to_weight", "from_half", "maximum", "scale", "exp2", "exp", "reciprocal",
-         "rsqrt", "sigmoid", "compare")
+         "to_int", "to_weight", "from_half", "maximum", "scale", "exp", "reciprocal",
+         "rsqrt", "compare")
 LIMITS = (-127, 127)
 WEIGHT_LIMITS = (0, 255)
 LATENCIES = {"mul": fp.MUL_LATENCY, "add": fp.ADD_LATENCY, "div": fp.DIV_LATENCY,
@@ -43,9 +43,9 @@ def _build(p, a, b):
         "scale_int": fp.scale_int(p, sum_, scale),
         "to_int": fp.to_int(p, a, *LIMITS), "to_weight": fp.to_int(p, a, *WEIGHT_LIMITS),
         "from_half": fp.from_half(p, low), "maximum": fp.maximum(p, a, b),
-        "scale": p.scale_by_power(a, small), "exp2": functions.exp2(p, a),
+        "scale": p.scale_by_power(a, small),
         "exp": functions.exp(p, a), "reciprocal": functions.reciprocal(p, a),
-        "rsqrt": functions.rsqrt(p, a), "sigmoid": functions.sigmoid(p, a),
+        "rsqrt": functions.rsqrt(p, a),
         "compare": p.apply(lambda a, b: Cat(fp.greater(a, b), fp.equal(a, b)), a, b),
     }
 
@@ -107,9 +107,9 @@ def wanted(a, b):
             "from_half": numerics.canonical(
                 (a & 0xFFFF).astype(np.uint16).view(np.float16).astype(np.float32)),
             "maximum": np.where(both_nan, np.float32(np.nan), np.where(x >= y, x, y)),
-            "scale": numerics.scale_by_power(x, power), "exp2": numerics.exp2(x),
+            "scale": numerics.scale_by_power(x, power),
             "exp": numerics.exp(x), "reciprocal": numerics.reciprocal(x),
-            "rsqrt": numerics.rsqrt(x), "sigmoid": numerics.sigmoid(x),
+            "rsqrt": numerics.rsqrt(x),
             "compare": ((x > y) | (x == y) * 2).astype(np.uint32),
         }
 
