@@ -290,7 +290,7 @@ class Core(wiring.Component):
         ]
 
     def _errors(self, m):
-        """The first error, and the instruction at fault."""
+        """The first error, and the instruction at fault, a clock later."""
         load, store = self.queues[Queue.LD].index, self.queues[Queue.ST].index
         causes = [
             (self.sequencer.error != Error.NONE, self.sequencer.error, self.sequencer.index),
@@ -300,7 +300,7 @@ class Core(wiring.Component):
             *((lane.error, Error.LANE, lane.error_index) for lane in self.lanes),
             (Cat(*(lane.write_error for lane in self.lanes)).any(), Error.LANE, store),
         ]
-        m.d.comb += self.failed_index.eq(self.sequencer.index)
+        m.d.sync += [self.failed.eq(Error.NONE), self.failed_index.eq(self.sequencer.index)]
         for happened, error, index in reversed(causes):
             with m.If(happened):
-                m.d.comb += [self.failed.eq(error), self.failed_index.eq(index)]
+                m.d.sync += [self.failed.eq(error), self.failed_index.eq(index)]

@@ -17,7 +17,7 @@ from alula.hw.step import row_layout
 _WORD = ceil_log2(WORD_BYTES)
 _IN_WORD = WORD_BYTES // 4  # fp32 values of a memory word, and values converted in a clock
 _QUEUED = 32  # pieces converted or on their way
-_PIECE = data.StructLayout({"values": 32 * _IN_WORD, "element": 20})
+_PIECE = data.StructLayout({"values": 32 * _IN_WORD, "element": 20, "mask": _IN_WORD})
 
 
 class LoadUnit(wiring.Component):
@@ -75,11 +75,13 @@ class LoadUnit(wiring.Component):
         m.d.comb += [
             kind.eq(Mux(is_params, Format.F32, load.format)),
             size.eq(Mux(is_params, params.size, load.size)),
+            words.eq(scale_words + code_words),
+            self.lanes.payload.eq(word),
+        ]
+        m.d.sync += [  # known when a request is made, two clocks after the command
             groups.eq((load.size + ((1 << load.group_log2) - 1)) >> load.group_log2),
             scale_words.eq(Mux(quantized, up(groups, ceil_log2(_IN_WORD)), 0)),
             code_words.eq(Array([up(size, 2), up(size, 3), up(size, 5), up(size, 4)])[kind]),
-            words.eq(scale_words + code_words),
-            self.lanes.payload.eq(word),
         ]
         m.submodules.scales = scales = Ram(
             shape=32, depth=arch.vector_elements // BLOCK, passive=True)
@@ -98,10 +100,10 @@ class LoadUnit(wiring.Component):
         ]
         m.submodules.out = out = fifo.SyncFIFOBuffered(width=_PIECE.size, depth=_QUEUED)
         m.d.comb += scale.addr.eq(element >> load.group_log2)
-        flight = self._convert(m, held, part, kind, element, scale.data, issue, out)
+        flight = self._convert(m, held, part, kind, element, size, scale.data, issue, out)
         room = Signal()
-        m.d.comb += room.eq(out.level + flight < _QUEUED - 1)
-        self._write(m, out, is_params, row, size, load, params)
+        m.d.sync += room.eq(out.level + flight < _QUEUED - 2)  # a clock late: one may come more
+        self._write(m, out, is_params, row, load, params)
         with m.FSM():
             with m.State("idle"):
                 m.d.comb += self.commands.ready.eq(1)
@@ -169,7 +171,7 @@ class LoadUnit(wiring.Component):
                     m.next = "idle"
         return m
 
-    def _convert(self, m, held, part, kind, element, scale, issue, out):
+    def _convert(self, m, held, part, kind, element, size, scale, issue, out):
         """Turn the part of a word into fp32 values, queue them, and return how many are coming."""
         p = Pipe(m)
         def codes(bits):
@@ -194,29 +196,31 @@ class LoadUnit(wiring.Component):
                     kind == Format.F16, half, product)),
                 p.input(kind), word, half, product))
         end = values[0].stage
+        mask = p.apply(lambda element: Cat(element + at < size for at in range(_IN_WORD)),
+                       p.input(element))
         valid = p.at(p.input(issue, reset=True), end)
         flight = Signal(range(_QUEUED + 1))
         entering = data.View(_PIECE, out.w_data)
         m.d.comb += [
             entering.values.eq(Cat(value.signal for value in values)),
             entering.element.eq(p.at(p.input(element), end)),
+            entering.mask.eq(p.at(mask, end)),
             out.w_en.eq(valid),
         ]
         m.d.sync += flight.eq(flight + issue - valid)
         return flight
 
-    def _write(self, m, out, is_params, row, size, load, params):
+    def _write(self, m, out, is_params, row, load, params):
         """Write converted values, four at a time."""
         width = self.arch.vector_width
         piece = data.View(_PIECE, out.r_data)
         target = Mux(is_params, params.target, load.target) * (BLOCK // width)
-        mask = Cat(piece.element + at < size for at in range(_IN_WORD))
         place = piece.element[:ceil_log2(width)]
         words = self.arch.vector_elements // width
         m.d.comb += out.r_en.eq(is_params | self.writes.ready)
         for port in (self.params, self.writes.payload):
             m.d.comb += [port.data.eq(piece.values.replicate(width // _IN_WORD)),
-                         port.mask.eq(Mux(out.r_rdy, mask << place, 0))]
+                         port.mask.eq(Mux(out.r_rdy, piece.mask << place, 0))]
         in_row = target + (piece.element >> ceil_log2(width))
         m.d.comb += [
             self.params.address.eq(in_row),

@@ -48,7 +48,10 @@ class Tokens(wiring.Component):
             for taker, count in enumerate(row):
                 given = self.queues[giver].give & self.queues[giver].release[taker]
                 taken = self.queues[taker].take & self.queues[taker].wait[giver]
-                m.d.sync += count.eq(count + given - taken)
+                with m.If(given & ~taken):
+                    m.d.sync += count.eq(count + 1)
+                with m.Elif(taken & ~given):
+                    m.d.sync += count.eq(count - 1)
         m.d.comb += self.none.eq(~Cat(count for row in counts for count in row).any())
         return m
 
@@ -93,6 +96,7 @@ class IssueQueue(wiring.Component):
         command = data.View(COMMAND, queue.r_data)
         header = data.View(HEADER, command.word)
         busy, sync = Signal(), Signal()
+        ready = Signal()  # the command has its tokens
         m.d.comb += [
             queue.w_data.eq(self.commands.payload),
             queue.w_en.eq(self.commands.valid),
@@ -109,12 +113,10 @@ class IssueQueue(wiring.Component):
             m.d.comb += [self.tokens.give.eq(self.done), queue.r_en.eq(self.done)]
             with m.If(self.done):
                 m.d.sync += busy.eq(0)
+        with m.Elif(ready):
+            m.d.comb += self.unit.valid.eq(1)
+            m.d.sync += [busy.eq(self.unit.ready), ready.eq(~self.unit.ready)]
         with m.Elif(queue.r_rdy & self.tokens.present):
-            m.d.comb += [
-                self.unit.valid.eq(~sync),
-                self.tokens.take.eq(sync | self.unit.ready),
-                self.tokens.give.eq(sync),
-                queue.r_en.eq(sync),
-            ]
-            m.d.sync += busy.eq(~sync & self.unit.ready)
+            m.d.comb += [self.tokens.take.eq(1), self.tokens.give.eq(sync), queue.r_en.eq(sync)]
+            m.d.sync += ready.eq(~sync)
         return m

@@ -1,6 +1,6 @@
 """Share one read port of a memory between units."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Signal
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -32,36 +32,32 @@ class ReadShare(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        chosen, owner = Signal(range(self.count)), Signal(range(self.count))
+        chosen, free = Signal(range(self.count)), Signal()
         entry = data.StructLayout({"owner": range(self.count), "beats": BEATS_BITS})
         m.submodules.order = order = fifo.SyncFIFOBuffered(width=entry.size, depth=_PENDING)
         head = data.View(entry, order.r_data)
         taken = Signal(BEATS_BITS)  # beats of the head that went by
-        busy, held = Signal(), Signal(range(self.count))
+        entering = data.View(entry, order.w_data)
         for at in reversed(range(self.count)):
             with m.If(self.clients[at].requests.valid):
                 m.d.comb += chosen.eq(at)
-        # An offer must not change: stay with the client whose request is being offered.
-        m.d.comb += owner.eq(Mux(busy, held, chosen))
-        m.d.sync += [busy.eq(self.requests.valid & ~self.requests.ready), held.eq(owner)]
+        m.d.comb += [free.eq(~self.requests.valid & order.w_rdy), entering.owner.eq(chosen)]
+        with m.If(self.requests.ready):
+            m.d.sync += self.requests.valid.eq(0)
         for at, client in enumerate(self.clients):
-            with m.If(owner == at):
-                m.d.comb += [
-                    self.requests.valid.eq(client.requests.valid & order.w_rdy),
-                    self.requests.payload.eq(client.requests.payload),
-                    client.requests.ready.eq(self.requests.ready & order.w_rdy),
-                ]
+            asks = client.requests
+            with m.If(chosen == at):
+                m.d.comb += [asks.ready.eq(free), order.w_en.eq(free & asks.valid),
+                             entering.beats.eq(asks.payload.beats)]
+                with m.If(free):
+                    m.d.sync += [self.requests.valid.eq(asks.valid),
+                                 self.requests.payload.eq(asks.payload)]
             m.d.comb += client.beats.payload.eq(self.beats.payload)
             with m.If(order.r_rdy & (head.owner == at)):
                 m.d.comb += [
                     client.beats.valid.eq(self.beats.valid),
                     self.beats.ready.eq(client.beats.ready),
                 ]
-        entering = data.View(entry, order.w_data)
-        m.d.comb += [
-            order.w_en.eq(self.requests.valid & self.requests.ready),
-            entering.owner.eq(owner), entering.beats.eq(self.requests.payload.beats),
-        ]
         with m.If(self.beats.valid & self.beats.ready):
             m.d.sync += taken.eq(taken + 1)
             with m.If(taken + 1 == head.beats):

@@ -136,7 +136,6 @@ class StepTable(wiring.Component):
         record = data.View(ROW, Cat(first, self.words.payload))
         fresh, sound = self._row(m, record, table, at)
         pages = Signal(POSITION_BITS)
-        m.d.comb += pages.eq(((here.last + self.repeats - 1) >> _PAGE) + 1)
 
         with m.FSM():
             with m.State("idle"):
@@ -181,7 +180,13 @@ class StepTable(wiring.Component):
                             with m.If(fresh.position > table[fresh.root].last):
                                 m.d.sync += table[fresh.root].last.eq(fresh.position)
                         with m.If(is_last):
-                            m.next = "group"
+                            m.next = "size"
+            with m.State("size"):
+                m.d.sync += [
+                    pages.eq(((here.last + self.repeats - 1) >> _PAGE) + 1),
+                    address.eq(self.base + ((header.pages + here.sequence * header.page_stride)
+                                            << ceil_log2(WORD_BYTES)))]
+                m.next = "group"
             with m.State("group"):
                 m.d.sync += entries.eq(pages)
                 with m.If(bad | (entry + pages > arch.page_entries)):
@@ -189,13 +194,12 @@ class StepTable(wiring.Component):
                     m.next = "idle"
                 with m.Elif(here.root != at):
                     m.d.sync += at.eq(Mux(is_last, 0, at + 1))
+                    m.next = "size"
                     with m.If(is_last):
                         m.next = "tell"
                 with m.Else():
                     m.d.comb += self._ask(
-                        self.base + ((header.pages + here.sequence * header.page_stride)
-                                     << ceil_log2(WORD_BYTES)),
-                        (pages + _SLOTS_IN_WORD - 1) >> ceil_log2(_SLOTS_IN_WORD))
+                        address, (pages + _SLOTS_IN_WORD - 1) >> ceil_log2(_SLOTS_IN_WORD))
                     with m.If(self.requests.ready):
                         m.d.sync += table[at].pages.eq(entry)
                         m.next = "pages"
@@ -211,7 +215,7 @@ class StepTable(wiring.Component):
                              entries.eq(entries - 1)]
                 with m.If(entries == 1):
                     m.d.sync += at.eq(Mux(is_last, 0, at + 1))
-                    m.next = "group"
+                    m.next = "size"
                     with m.If(is_last):
                         m.next = "tell"
                 with m.Elif(part == _SLOTS_IN_WORD - 1):

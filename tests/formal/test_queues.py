@@ -131,12 +131,11 @@ def _issue(component):
     waits = bench.past(tokens.present & ~tokens.take & ~dut.idle & ~taken)
     bench.assume(~waits | tokens.present)
     m.d.sync += taken.eq((taken | tokens.take) & ~tokens.give)
-    # Each command takes its tokens once, as it starts, and gives its own once, as it ends.
+    # Each command takes its tokens once, before it starts, and gives its own once, as it ends.
     bench.must(~tokens.take | (tokens.present & ~taken & ~dut.idle))
-    bench.must(tokens.take == (moves(unit) | (tokens.give & sync)))
     bench.must(~tokens.give | (sync & tokens.take) | (taken & dut.done))
-    bench.must(~unit.valid | (~busy & ~sync & tokens.present))
-    bench.must(busy == taken)
+    bench.must(~unit.valid | (~busy & ~sync & taken))
+    bench.must(~taken | busy | unit.valid)
     bench.must(~(bench.past(taken & ~tokens.give)) | (bench.past(unit.payload) == unit.payload))
     bench.must((tokens.wait == header.wait) & (tokens.release == header.release))
     followed = Followed(bench, moves(dut.commands), dut.commands.payload, tokens.give,
@@ -162,8 +161,8 @@ class _GivesAtStart(IssueQueue):
         return m
 
 
-class _TakesEarly(IssueQueue):
-    """Takes tokens before the unit takes the command."""
+class _TakesLate(IssueQueue):
+    """Takes tokens when the unit has been offered the command."""
 
     def elaborate(self, platform):
         m = super().elaborate(platform)
@@ -171,7 +170,7 @@ class _TakesEarly(IssueQueue):
         return m
 
 
-@pytest.mark.parametrize("broken", [_GivesAtStart, _TakesEarly])
+@pytest.mark.parametrize("broken", [_GivesAtStart, _TakesLate])
 def test_issue_queue_wrong(broken):
     _issue(broken(3)).refute(8)
 
@@ -196,10 +195,11 @@ def test_waiting_command_starts_after_the_one_it_waits_for():
     bench.assume(~second.commands.valid | (_header(second).release == 0))
     lie = bench.inside(tokens, "from1_to2")
     bench.assume(lie < isa.TOKEN_LIMIT)
-    ended, started = Signal(8), Signal(8)
-    m.d.sync += [ended.eq(ended + first.tokens.give), started.eq(started + second.tokens.take)]
+    ended, allowed, started = Signal(8), Signal(8), Signal(8)
+    m.d.sync += [ended.eq(ended + first.tokens.give), allowed.eq(allowed + second.tokens.take),
+                 started.eq(started + moves(second.unit))]
     bench.assume(ended < 255)
-    bench.must(started <= ended)
+    bench.must(allowed <= ended)
     bench.must(~moves(second.unit) | (started < ended))
     bench.cover(started == 2)
     bench.check(10)
@@ -356,13 +356,13 @@ def test_share_gives_each_client_its_own():
 
 
 class _ChangesItsMind(ReadShare):
-    """Offers the request of whoever comes first in number, even if another's is on offer."""
+    """Offers what the first client asks, even if another's request is on offer."""
 
     def elaborate(self, platform):
         m = super().elaborate(platform)
-        first, second = (client.requests for client in self.clients)
+        first = self.clients[0].requests
         with m.If(first.valid):
-            m.d.comb += [self.requests.payload.eq(first.payload), second.ready.eq(0)]
+            m.d.sync += self.requests.payload.eq(first.payload)
         return m
 
 
