@@ -4,6 +4,8 @@ from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from alula.hw.lane.slice import DSP48E2
+
 BITS = 48
 _MODES = {2: "TWO24", 4: "FOUR12"}  # by fields
 
@@ -20,7 +22,7 @@ class Simd(wiring.Component):
     held
         Keep the operands in registers first, which is a clock more.
     primitive
-        Instantiate a DSP48E2 instead of portable arithmetic; the results are the same.
+        Instantiate a slice of this name instead of portable arithmetic; the results are the same.
 
     Members
     -------
@@ -31,7 +33,7 @@ class Simd(wiring.Component):
         An enabled clock later, two if ``held``.
     """
 
-    def __init__(self, fields, *, subtract=False, held=False, primitive=False):
+    def __init__(self, fields, *, subtract=False, held=False, primitive=""):
         self.fields, self.subtract, self.held = fields, subtract, held
         self.primitive = primitive
         super().__init__({"left": In(BITS), "right": In(BITS), "enable": In(1, init=1),
@@ -61,19 +63,24 @@ class Simd(wiring.Component):
                                       for a, b in pairs))
 
     def _primitive(self, m):
-        # Ref: AMD UG579, UltraScale Architecture DSP Slice. OPMODE: X is A and B side by side, Z is
-        # C, Y and W are 0; ALUMODE 0000 adds, 0011 takes X from Z.
+        # Refs: AMD UG579 and, of DSP48E1, UG479. OPMODE: X is A and B side by side, Z is C, Y and,
+        # in UltraScale+, W are 0; ALUMODE 0000 adds, 0011 takes X from Z.
         clock, held = ClockSignal(), int(self.held)
+        if self.primitive == DSP48E2:
+            bits, opmode_bits = 27, 9
+            special = dict(p_AMULTSEL="A", p_BMULTSEL="B", p_PREADDINSEL="A", p_USE_WIDEXOR="FALSE")
+        else:
+            bits, opmode_bits = 25, 7
+            special = dict(p_USE_DPORT="FALSE")
         m.submodules.dsp = Instance(
-            "DSP48E2",
+            self.primitive, **special,
             p_AREG=held, p_ACASCREG=held, p_DREG=0, p_ADREG=0, p_BREG=held, p_BCASCREG=held,
             p_CREG=held, p_MREG=0, p_PREG=1, p_OPMODEREG=0, p_INMODEREG=0, p_ALUMODEREG=0,
-            p_CARRYINREG=0, p_CARRYINSELREG=0, p_AMULTSEL="A", p_BMULTSEL="B", p_PREADDINSEL="A",
+            p_CARRYINREG=0, p_CARRYINSELREG=0,
             p_A_INPUT="DIRECT", p_B_INPUT="DIRECT", p_USE_MULT="NONE",
-            p_USE_SIMD=_MODES[self.fields],
-            p_USE_WIDEXOR="FALSE", p_USE_PATTERN_DETECT="NO_PATDET",
-            i_CLK=clock, i_A=self.right[18:], i_D=Const(0, 27), i_B=self.right[:18],
-            i_C=self.left, i_INMODE=Const(0, 5), i_OPMODE=Const(0b000110011, 9),
+            p_USE_SIMD=_MODES[self.fields], p_USE_PATTERN_DETECT="NO_PATDET",
+            i_CLK=clock, i_A=self.right[18:], i_D=Const(0, bits), i_B=self.right[:18],
+            i_C=self.left, i_INMODE=Const(0, 5), i_OPMODE=Const(0b0110011, opmode_bits),
             i_ALUMODE=Const(0b0011 if self.subtract else 0, 4),
             i_CARRYIN=Const(0, 1), i_CARRYINSEL=Const(0, 3),
             i_PCIN=Const(0, 48), i_ACIN=Const(0, 30), i_BCIN=Const(0, 18),
