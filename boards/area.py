@@ -82,7 +82,9 @@ _THROUGH = {"MUXF7", "MUXF8", "MUXF9", "CARRY4", "CARRY8"}  # no level of logic
 
 # As synth_xilinx, but with the older ABC, which takes a tenth of the time for a lane, and without
 # xilinx_dffopt: it makes resets and enables of registers inputs of the LUTs before them, which then
-# share no place. The vendor's tools do so only for fewer than four registers.
+# share no place. The vendor's tools do so only for fewer than four registers. ABC gives each bit of
+# a register an inverter of its own for an enable that is low; opt_merge makes them one, while they
+# are cells that it knows.
 _SCRIPT = """
 read_verilog -sv design.v
 hierarchy -top {top}
@@ -90,6 +92,7 @@ hierarchy -top {top}
 synth_xilinx -family {family} -top {top} -noiopad -noclkbuf {memories} -run begin:map_luts
 opt_expr -mux_undef -noclkinv
 abc -luts 2:2,3,6:5
+opt_merge
 clean
 xilinx_srl -fixed -minlen 3
 techmap -map +/xilinx/lut_map.v -map +/xilinx/cells_map.v -D LUT_WIDTH=6

@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw.lane import slice as dsp
-from alula.hw.lane.delay import delayed
+from alula.hw.lane.delay import delayed, staggered
 from alula.hw.lane.shape import LaneShape
 from alula.hw.lane.simd import Simd
 from alula.hw.lane.slice import Add, DspSlice
@@ -39,7 +39,9 @@ class Chain(wiring.Component):
     Members
     -------
     weights, lo, hi : ``In``
-        9, 8 and 8 bits of each slot, signed, slot 0 lowest.
+        9, 8 and 8 bits of each slot, signed, slot 0 lowest. ``lo`` and ``hi`` of slot ``s`` come
+        ``s % 8`` clocks after its weight and all else: what they are chosen from is delayed, which
+        is less.
     shared : ``In(8)``
         Unsigned, added to each slot's ``lo``.
     accumulate : ``In(1)``
@@ -47,12 +49,12 @@ class Chain(wiring.Component):
     valid, first : ``In(1)``
         Only for ``accumulate``: without ``valid`` own sums stay; with ``first`` they start anew.
     taps : ``Out``
-        For each level of the tree, ``tap_latency(level)`` clocks after the operands, the sums of
+        For each level of the tree, ``tap_latency(level)`` clocks after the weights, the sums of
         ``2**level`` neighbouring half-windows: all of ``lo * weight``, then all of ``hi * weight``.
         Only without ``accumulate``.
     own : ``Out(24 * slots)``
         Each slice's own sum of ``lo * weight``. Slot ``s`` has it ``OWN_LATENCY + s % 8`` clocks
-        after the operands, and while ``valid`` is low after that.
+        after the weights, and while ``valid`` is low after that.
     """
 
     def __init__(self, arch, primitive=False):
@@ -69,8 +71,8 @@ class Chain(wiring.Component):
         before, sums = ([None] * self.shape.half_windows for _ in range(2))
         own = [None] * self.shape.slots
         for k in range(CASCADE):
-            operands = [self._column(m, part, bits, k)
-                        for part, bits in ((self.weights, 9), (self.lo, 8), (self.hi, 8))]
+            operands = [staggered(m, self._column(self.weights, 9, k), k),
+                        *(self._column(part, 8, k) for part in (self.lo, self.hi))]
             shared = delayed(m, self.shared, k)
             add = Signal(Add, init=Add.NOTHING, name=f"add_{k}")
             m.d.comb += add.eq(Mux(
@@ -92,13 +94,10 @@ class Chain(wiring.Component):
         self._tree(m, sums)
         return m
 
-    def _column(self, m, value, bits, k):
-        """Return slot ``k`` of each half-window, ``k`` clocks later."""
-        column = Cat(value[bits * slot:bits * (slot + 1)]
-                     for slot in range(k, self.shape.slots, CASCADE))
-        held = Signal(len(column), name=f"column_{k}")
-        m.d.comb += held.eq(column)
-        return delayed(m, held, k)
+    def _column(self, value, bits, k):
+        """Return slot ``k`` of each half-window."""
+        return Cat(value[bits * slot:bits * (slot + 1)]
+                   for slot in range(k, self.shape.slots, CASCADE))
 
     def _tree(self, m, sums):
         """Add up the low and the high sums of neighbours; a DSP slice adds both."""

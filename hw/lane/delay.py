@@ -19,6 +19,18 @@ def delayed(m, value, clocks, enable=1):
     return value
 
 
+def staggered(m, value, clocks):
+    """Return ``value`` as it was ``clocks`` clocks ago, 0 after reset.
+
+    Registers with a reset: tools would make LUTs that shift of others, and a lane lacks those.
+    """
+    for _ in range(clocks):
+        later = Signal.like(value, name="later")
+        m.d.sync += later.eq(value)
+        value = later
+    return value
+
+
 def delayed_flag(m, value, clocks, enable=1):
     """Return a bit as it was ``clocks`` enabled clocks ago; 0 after reset."""
     if not clocks:

@@ -12,7 +12,7 @@ from alula.hw.isa import BLOCK, TILE_ROWS
 from alula.hw.lane.accumulate import DISTANCE, SCALES_LATENCY, place_bits, tag_layout
 from alula.hw.lane.activation import BLOCK_BITS, ROW_BITS
 from alula.hw.lane.chain import tap_latency
-from alula.hw.lane.delay import Delay, delayed, delayed_flag
+from alula.hw.lane.delay import Delay, delayed, delayed_flag, staggered
 from alula.hw.lane.drain import EXPONENT_BITS, STRIP_BANKS
 from alula.hw.lane.operands import Operands, query_port
 from alula.hw.lane.shape import GROUPS_BITS, SELECT_BITS, STRIPS_BITS, LaneShape
@@ -49,7 +49,7 @@ class LinearUnit(wiring.Component):
         blocks of a beat of its codes that are marked, other weights are 0. ``keyed`` is a clock
         before the chain's, ``query.wanted`` two.
     valid, weights, lo, hi : ``Out``
-        The chain's operands.
+        The chain's operands, the last two as it wants them.
     regions_log2, tag_valid, tag, scales, begin, first, exponent : ``Out``; drained : ``In``
         For :class:`ScaleAccumulate`.
     busy : ``Out(1)``
@@ -230,7 +230,7 @@ class LinearUnit(wiring.Component):
 
     def _select(self):
         """Give each slot its weight and the inputs of it, from both tokens."""
-        m, shape, operands = self.m, self.shape, self.operands
+        m, operands = self.m, self.operands
         wiring.connect(m, operands.query, wiring.flipped(self.query))
         selects = self._selects()
         m.d.comb += [
@@ -240,9 +240,27 @@ class LinearUnit(wiring.Component):
             self.weights.eq(self._weights()),
             self.valid.eq(delayed_flag(m, self.issue, SELECT))]
         for source, out in ((operands.even, self.lo), (operands.odd, self.hi)):
-            chosen = [self._input(source, slot, selects.word_select(slot, SELECT_BITS))
-                      for slot in range(shape.slots)]
-            m.d.comb += out.eq(delayed(m, Cat(chosen), 1))
+            m.d.comb += out.eq(self._inputs(source, selects))
+
+    def _inputs(self, source, selects):
+        """Return each slot's input; slot ``k`` of a half-window ``k`` clocks later than slot 0.
+
+        Not the inputs of slots are delayed but those that they choose from, which are fewer.
+        """
+        shape, chosen = self.shape, [None] * self.shape.slots
+        inputs = [source.word_select(at, 8) for at in range(WINDOW * shape.windows)]
+        for k in range(CASCADE):
+            of_window = WINDOW - k  # inputs that slots from k on may choose
+            mine = staggered(self.m, Cat(selects.word_select(CASCADE * j + k, SELECT_BITS)
+                                         for j in range(shape.half_windows)), k)
+            for j in range(shape.half_windows):
+                first = of_window * (j % shape.windows)
+                chosen[CASCADE * j + k] = delayed(self.m, self._input(
+                    inputs[first:first + CASCADE + 1], mine.word_select(j, SELECT_BITS)), 1)
+            later = staggered(self.m, Cat(part for at, part in enumerate(inputs)
+                                          if at % of_window), 1)
+            inputs = [later.word_select(at, 8) for at in range(len(later) // 8)]
+        return Cat(chosen)
 
     def _selects(self):
         """Return each slot's choice; while attention is busy, as of a dense row."""
@@ -275,11 +293,8 @@ class LinearUnit(wiring.Component):
                 m.d.sync += [weights[slot].eq(0) for slot in mine]
         return Cat(weights)
 
-    def _input(self, source, slot, select):
-        """Return the input of a slot: one of nine of its window, from the slot's number on."""
-        j, k = divmod(slot, CASCADE)
-        window = source.word_select(j % self.shape.windows, 8 * WINDOW)
-        inputs = [window.word_select(k + at, 8) for at in range(9)]
+    def _input(self, inputs, select):
+        """Return one of nine inputs."""
         near = self._either(select[2], *(choose(select[:2], inputs[at:at + 4]) for at in (4, 0)))
         return Mux(select[3], inputs[8], near)
 

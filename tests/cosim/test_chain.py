@@ -23,9 +23,19 @@ def split(number, bits, count):
     return [part - (part >> bits - 1 << bits) for part in parts]
 
 
-def drive(dut, weights, lo, hi, valid=1, first=0, shared=0):
-    dut.weights.value, dut.lo.value, dut.shared.value = joined(weights, 9), joined(lo, 8), shared
-    dut.hi.value, dut.valid.value, dut.first.value = joined(hi, 8), valid, first
+class Driver:
+    """Drive operands; ``lo`` and ``hi`` of slot ``k`` of a half-window go in k clocks later."""
+
+    def __init__(self, dut, slots):
+        self.dut, self.late = dut, np.zeros((8, 2, slots), int)
+
+    def drive(self, weights, lo, hi, valid=1, first=0, shared=0):
+        dut, k = self.dut, np.arange(len(weights)) % 8
+        self.late = np.concatenate([[[lo, hi]], self.late[:-1]])
+        lo, hi = self.late[k, :, np.arange(len(weights))].T
+        dut.weights.value, dut.shared.value = joined(weights, 9), shared
+        dut.lo.value, dut.hi.value = joined(lo, 8), joined(hi, 8)
+        dut.valid.value, dut.first.value = valid, first
 
 
 @cocotb.test()
@@ -34,6 +44,7 @@ async def taps(dut):
     shape = LaneShape(arch_of(os.environ["ALULA_TEST_ARCH"]))
     random = np.random.default_rng(1)
     await start(dut)
+    driver = Driver(dut, shape.slots)
     dut.accumulate.value = 0
     wanted = []
     count = shape.half_windows
@@ -43,7 +54,7 @@ async def taps(dut):
         if at % 3 == 0:
             weights = np.full(shape.slots, 255) * random.choice([-1, 1])
             lo, hi = (np.full(shape.slots, 127) * random.choice([-1, 1]) for _ in range(2))
-        drive(dut, weights, lo, hi)
+        driver.drive(weights, lo, hi)
         wanted.append([(weights * part).reshape(count, 8).sum(axis=1) for part in (lo, hi)])
         await RisingEdge(dut.clk)
         number, offset = dut.taps.value.to_unsigned(), 0
@@ -63,6 +74,7 @@ async def own_sums(dut):
     shape = LaneShape(arch_of(os.environ["ALULA_TEST_ARCH"]))
     random = np.random.default_rng(2)
     await start(dut)
+    driver = Driver(dut, shape.slots)
     dut.accumulate.value = 1
     for _ in range(6):
         total = np.zeros(shape.slots, np.int64)
@@ -70,13 +82,13 @@ async def own_sums(dut):
             weights = random.integers(-127, 128, shape.slots)
             shared, nothing = int(random.integers(256)), np.zeros(shape.slots, int)
             while random.random() < 0.3:
-                drive(dut, weights, weights, weights, valid=0, shared=255 - shared)
+                driver.drive(weights, weights, weights, valid=0, shared=255 - shared)
                 await RisingEdge(dut.clk)
-            drive(dut, weights, nothing, nothing, first=at == 0, shared=shared)
+            driver.drive(weights, nothing, nothing, first=at == 0, shared=shared)
             await RisingEdge(dut.clk)
             total += weights * shared
-        drive(dut, weights, weights, weights, valid=0)
-        for _ in range(OWN_LATENCY + 8):
+        for _ in range(OWN_LATENCY + 9):
+            driver.drive(weights, weights, weights, valid=0)
             await RisingEdge(dut.clk)
         np.testing.assert_array_equal(
             split(dut.own.value.to_unsigned(), OWN_BITS, shape.slots), total)
