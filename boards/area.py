@@ -27,6 +27,7 @@ from rich.table import Table
 
 from alula.boards.packing import shared
 from alula.hw.arch import ArchConfig, build
+from alula.hw.lane.slice import DSP48E1, DSP48E2
 from alula.hw.top import LANE_MODULE, TOP_MODULE, verilog
 
 FULL = 0.75  # share of a device beyond which routing becomes hard
@@ -46,9 +47,9 @@ class Part:
     dsp: int
 
     @property
-    def primitive(self) -> bool:
-        """Whether it has the cells that lanes instantiate: UltraScale+'s."""
-        return self.family == "xcup"
+    def primitive(self) -> str:
+        """The DSP slice that lanes instantiate."""
+        return str({"xcup": DSP48E2, "xc7": DSP48E1}[self.family])
 
 
 # Ref: AMD's data sheets of the Alveo cards, of both Zynq families, and of the Kria K26 module.

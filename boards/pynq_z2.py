@@ -11,7 +11,6 @@ BOARD = Zynq(
     runtime="PYNQ up to 3.1",
     limits=(
         "whether the build fits the part is not known: it was never mapped to Zynq-7000",
-        "products are left to the tool: its DSP slices are not those the lanes are made for",
         "memories that ask for UltraRAM take block RAM, of which there is little",
         "the lane's two 64-bit ports carry 1.6 of the memory's 2.1 GB/s at 100 MHz",
         "the vendor's tool needs TUL's board files",

@@ -11,6 +11,7 @@ from alula.hw.control import lite_signature
 from alula.hw.isa import WORD_BYTES
 from alula.hw.kernel import Kernel, kernel_signature
 from alula.hw.lane.lane import Lane, lane_signature, socket_signature
+from alula.hw.lane.slice import DSP48E2
 from alula.hw.once import Once, generate
 from alula.hw.stripe import Stripe
 
@@ -75,15 +76,16 @@ class Top(wiring.Component):
             axi.join(m, outer, inner)
 
 
-def verilog(arch, primitive=False):
+def verilog(arch, primitive=""):
     """Return the accelerator's Verilog: the top, and, once, the kernel and a lane.
 
-    ``primitive`` is for AMD's UltraScale+: DSP slices are instances, not arithmetic, and memories
-    may be UltraRAM. Ports are named as kernels' are: ``m_axi_lane_0_araddr``.
+    ``primitive`` is the DSP slice of AMD's family (:mod:`alula.hw.lane.slice`), for instances of it
+    instead of arithmetic; with UltraScale+'s, memories may be UltraRAM. Ports are named as kernels'
+    are: ``m_axi_lane_0_araddr``.
     """
     bus = re.compile(r"\b[ms]_axi_\w+")
     outer = "".join([generate(Kernel(arch), KERNEL_MODULE), generate(Top(arch), TOP_MODULE)])
     text = "".join([*(module.VERILOG for module in (ram, passive, gate)),
                     generate(Lane(arch, primitive), LANE_MODULE),
                     bus.sub(lambda name: name[0].replace("__", "_"), outer)])
-    return text if primitive else text.replace('STYLE("ultra")', 'STYLE("block")')
+    return text if primitive == DSP48E2 else text.replace('STYLE("ultra")', 'STYLE("block")')

@@ -15,7 +15,7 @@ from alula.hw.lane.prefetch import LOAD
 class Products(wiring.Component):
     """See :class:`alula.hw.lane.lane.Lane`."""
 
-    def __init__(self, arch, primitive=False):
+    def __init__(self, arch, primitive=""):
         self.arch, self.primitive = arch, primitive
         super().__init__({
             "bus": Out(read_signature(arch.beat_bytes)), "base": In(ADDRESS_BITS),

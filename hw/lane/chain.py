@@ -41,7 +41,7 @@ class Chain(wiring.Component):
     weights, lo, hi : ``In``
         9, 8 and 8 bits of each slot, signed, slot 0 lowest. ``lo`` and ``hi`` of slot ``s`` come
         ``s % 8`` clocks after its weight and all else: what they are chosen from is delayed, which
-        is less.
+        is less. A build of one row ignores ``hi``.
     shared : ``In(8)``
         Unsigned, added to each slot's ``lo``.
     accumulate : ``In(1)``
@@ -57,8 +57,9 @@ class Chain(wiring.Component):
         after the weights, and while ``valid`` is low after that.
     """
 
-    def __init__(self, arch, primitive=False):
+    def __init__(self, arch, primitive=""):
         self.shape, self.primitive = LaneShape(arch), primitive
+        self.pair = arch.rows > 1
         slots, count = self.shape.slots, self.shape.half_windows
         self.levels = count.bit_length()
         super().__init__({
@@ -81,11 +82,13 @@ class Chain(wiring.Component):
                 Add.CASCADE if k else Add.BIASED))
             add = delayed(m, add, k + dsp.ADD_DELAY)
             for j in range(self.shape.half_windows):
-                m.submodules[f"slice_{j}_{k}"] = cell = DspSlice(self.primitive)
+                m.submodules[f"slice_{j}_{k}"] = cell = DspSlice(self.primitive, self.pair)
                 weight, lo, hi = (part[bits * j:bits * (j + 1)]
                                   for part, bits in zip(operands, (9, 8, 8), strict=True))
-                m.d.comb += [cell.b.eq(weight), cell.lo.eq(lo), cell.hi.eq(hi), cell.add.eq(add),
+                m.d.comb += [cell.b.eq(weight), cell.lo.eq(lo), cell.add.eq(add),
                              cell.shared.eq(shared)]
+                if self.pair:
+                    m.d.comb += cell.hi.eq(hi)
                 if k:
                     m.d.comb += cell.cascade.eq(before[j].cascade_out)
                 before[j], sums[j] = cell, cell.sum
@@ -106,8 +109,9 @@ class Chain(wiring.Component):
             low, high = (Signal(signed(bits), name=f"{name}_{j}", reset_less=True)
                          for name in ("low", "high"))
             # What was added so that the low sum does not borrow is its top bit, inverted.
-            m.d.sync += [low.eq(Cat(total[:bits - 1], ~total[bits - 1]).as_signed()),
-                         high.eq(total[bits:2 * bits])]
+            m.d.sync += low.eq(Cat(total[:bits - 1], ~total[bits - 1]).as_signed())
+            if self.pair:
+                m.d.sync += high.eq(total[bits:2 * bits])
             words.append(Cat(_extended(low), _extended(high)))
         for level in range(self.levels):
             halves = [[word[at:at + tap_bits(level)] for word in words] for at in (0, WORD_BITS)]

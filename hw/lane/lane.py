@@ -83,7 +83,7 @@ class Lane(wiring.Component):
         High in a clock in which the unpacker takes a beat.
     """
 
-    def __init__(self, arch, primitive=False):
+    def __init__(self, arch, primitive=""):
         self.arch, self.primitive = arch, primitive
         super().__init__(lane_signature(arch))
 

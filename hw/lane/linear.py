@@ -58,7 +58,7 @@ class LinearUnit(wiring.Component):
         High for a clock when the consumer has taken all results of a command.
     """
 
-    def __init__(self, arch, primitive=False):
+    def __init__(self, arch, primitive=""):
         self.arch, self.shape, self.primitive = arch, LaneShape(arch), primitive
         shape = self.shape
         slots = shape.slots

@@ -48,7 +48,7 @@ class Unpacker(wiring.Component):
     bundles : ``Out(stream of LaneShape.bundle_layout)``
     """
 
-    def __init__(self, arch, primitive=False):
+    def __init__(self, arch, primitive=""):
         self.arch, self.shape, self.primitive = arch, LaneShape(arch), primitive
         super().__init__({
             "start": In(stream.Signature(START)),

@@ -13,6 +13,7 @@ from lanes import arch_of, extreme, mixed, pauses, start
 from products import Products
 
 from alula.hw import isa, layout, numerics
+from alula.hw.lane.slice import DSP48E2
 
 LANE = 1
 SIZE = 1 << 19
@@ -212,5 +213,5 @@ def test_lane(arch):
 @pytest.mark.parametrize("arch", ["narrow", pytest.param("wide", marks=pytest.mark.slow)])
 def test_lane_of_primitives(arch):
     """As cards get it: DSP slices and multiplexers are instances."""
-    simulate(Products(arch_of(arch), primitive=True), __file__, extra={"ALULA_TEST_ARCH": arch},
+    simulate(Products(arch_of(arch), primitive=DSP48E2), __file__, extra={"ALULA_TEST_ARCH": arch},
              models=PRIMITIVES)
