@@ -72,7 +72,7 @@ class LaneImages:
 
     def plan(self, index: int, matrix: QuantMatrix) -> None:
         """Enter a matrix as stream ``index`` without weights, as if all were dense."""
-        strip = dense_strip(matrix.bits, matrix.group, matrix.groups, self.arch.beat_bytes)
+        strip = dense_strip(matrix.bits, matrix.group, matrix.groups, self.arch)
         strips = -(-matrix.rows // TILE_ROWS)
         whole = PackStats(**{kind: strips * size for kind, size in asdict(strip).items()})
         self.stats.packed.add(whole)

@@ -40,16 +40,18 @@ class PackStats:
             setattr(self, name, getattr(self, name) + value)
 
 
-def dense_strip(bits: int, group: int, tiles: int, beat_bytes: int) -> PackStats:
+def dense_strip(bits: int, group: int, tiles: int, arch: ArchConfig) -> PackStats:
     """Return the bytes of one strip of ``tiles`` tiles, all dense and symmetric."""
     stats = PackStats(weights=TILE_ROWS * group * tiles, kept=TILE_ROWS * group * tiles)
     for first in range(0, tiles, SEGMENT_TILES):
         count = min(SEGMENT_TILES, tiles - first)
         before = stats.total
-        stats.headers += layout.HEADER_BYTES * count
+        headers = layout.HEADER_BYTES * layout.header_words(count)
+        stats.headers += headers
+        stats.padding += layout.padding(headers, arch)
         stats.scales += layout.SCALE_BYTES * TILE_ROWS * count
-        stats.codes += layout.codes_bytes(TILE_ROWS, group, 0, bits) * count
-        stats.padding += -(stats.total - before) % beat_bytes
+        stats.codes += layout.codes_bytes(TILE_ROWS, group, 0, bits, arch) * count
+        stats.padding += -(stats.total - before) % arch.beat_bytes
     return stats
 
 
@@ -71,11 +73,8 @@ def pack_strips(rows: Codes, bits: int, group: int, exponent: int, arch: ArchCon
     -------
     The bytes of each strip, each a multiple of the build's ``beat_bytes``.
     """
-    tiles = _Tiles.of(rows, bits, group, exponent)
-    block = layout.block_windows(group, arch.lane_dsps)
-    if tiles.uniform_dense:
-        return _pack_uniform(tiles, block, arch.beat_bytes, stats)
-    return _pack_mixed(tiles, block, arch.beat_bytes, stats)
+    tiles = _Tiles.of(rows, bits, group, exponent, arch)
+    return (_pack_uniform if tiles.uniform_dense else _pack_mixed)(tiles, stats)
 
 
 @dataclass
@@ -91,9 +90,10 @@ class _Tiles:
     asymmetric: NDArray[np.bool_]  # (strips, tiles)
     bits: int
     group: int
+    arch: ArchConfig
 
     @classmethod
-    def of(cls, rows: Codes, bits: int, group: int, exponent: int) -> _Tiles:
+    def of(cls, rows: Codes, bits: int, group: int, exponent: int, arch: ArchConfig) -> _Tiles:
         count, cols = rows.codes.shape
         tiles, strips = rows.scales.shape[1], -(-count // TILE_ROWS)
         codes, scales, zero_points = rows
@@ -116,28 +116,29 @@ class _Tiles:
         half = half.reshape(strips, TILE_ROWS, tiles).transpose(0, 2, 1)
         asymmetric = ((zero_points != 1 << (bits - 1)) & (most > 0)).any(axis=-1)
         return cls(codes.reshape(strips, TILE_ROWS, tiles, group), bitmaps, zero_points, half,
-                   most > 0, _KEPT[bits][most.max(axis=-1)], asymmetric, bits, group)
+                   most > 0, _cheapest(bits, group, arch)[most.max(axis=-1)], asymmetric, bits,
+                   group, arch)
 
     @property
     def uniform_dense(self) -> bool:
         return bool(self.present.all() and not self.kept.any() and not self.asymmetric.any())
 
 
-def _cheapest(bits: int) -> NDArray[np.int64]:
+@cache
+def _cheapest(bits: int, group: int, arch: ArchConfig) -> NDArray[np.int64]:
     """Return, for the most codes kept in any window, the ``kept`` of the smallest format."""
-    def window_bits(kept: int) -> int:
-        return kept * bits + layout.position_bits(kept) if kept else layout.WINDOW * bits
+    def size(kept: int) -> int:
+        return int(layout.positions_bytes(TILE_ROWS, group, kept, arch)
+                   + layout.codes_bytes(TILE_ROWS, group, kept, bits, arch))
 
     formats = layout.kept_formats(bits)
     best = [min(formats)]
     for most in range(1, layout.WINDOW + 1):
-        best.append(min([0, *(kept for kept in formats if kept >= most)],
-                        key=window_bits))
+        best.append(min([0, *(kept for kept in formats if kept >= most)], key=size))
     return np.array(best)
 
 
 _ONES = np.array([value.bit_count() for value in range(1 << layout.WINDOW)], np.uint8)
-_KEPT = {bits: _cheapest(bits) for bits in (2, 3, 4, 8)}
 
 
 def _bit_string(values: NDArray[np.integer], bits: int) -> U8:
@@ -174,27 +175,48 @@ def _ordered(codes: U8, per_window: int, block: int) -> U8:
     return joined.reshape(codes.shape)
 
 
-def _pack_uniform(tiles: _Tiles, block: int, beat_bytes: int, stats: PackStats) -> list[bytes]:
-    """Pack strips that are dense and symmetric throughout: every segment has one shape."""
+def _pack_uniform(tiles: _Tiles, stats: PackStats) -> list[bytes]:
+    """Pack strips that are dense and symmetric throughout: every segment has one shape.
+
+    Bundles of dense rows are whole units.
+    """
     strips, _, count, _ = tiles.codes.shape
-    codes = _ordered(tiles.codes, layout.WINDOW, block)
+    arch = tiles.arch
+    codes = _ordered(tiles.codes, layout.WINDOW, layout.block_windows(tiles.group, arch))
     payload = _bit_string(codes, tiles.bits).transpose(0, 2, 1, 3)
-    headers = np.full((strips, count), layout.header(0xFFFF, 0, tiles.bits, False), "<u4")
+    headers = _with_totals(np.full((strips, count), layout.header(0xFFFF, 0, tiles.bits, False)),
+                           np.full((strips, count), TILE_ROWS), 0, 0)
     scales = np.ascontiguousarray(tiles.scales).astype("<f2", copy=False)
     parts = []
     for first in range(0, count, SEGMENT_TILES):
         run = slice(first, first + SEGMENT_TILES)
         segment = [np.ascontiguousarray(part[:, run]).view(np.uint8).reshape(strips, -1)
                    for part in (headers, scales, payload)]
-        pad = -sum(part.shape[1] for part in segment) % beat_bytes
+        gap = np.zeros((strips, layout.padding(segment[0].shape[1], arch)), np.uint8)
+        segment.insert(1, gap)
+        pad = -sum(part.shape[1] for part in segment) % arch.beat_bytes
         parts += [*segment, np.zeros((strips, pad), np.uint8)]
-        stats.padding += pad * strips
+        stats.padding += (pad + gap.shape[1]) * strips
     stats.weights += tiles.codes.size
     stats.kept += tiles.codes.size
     stats.codes += payload.size
     stats.scales += scales.nbytes
     stats.headers += headers.nbytes
     return [strip.tobytes() for strip in np.concatenate(parts, axis=1)]
+
+
+def _with_totals(headers: NDArray[np.int64], scales: NDArray[np.int64], zero_points: Any,
+                 positions: Any) -> NDArray[np.uint32]:
+    """Return the headers ``(strips, words)`` of tiles, with the totals of their segments."""
+    tiles = headers.shape[1]
+    firsts = np.arange(0, tiles, SEGMENT_TILES)
+    sums = (np.add.reduceat(np.broadcast_to(part, headers.shape), firsts, axis=1)
+            for part in (scales, zero_points, positions))
+    last = tiles - int(firsts[-1])
+    words = np.pad(headers, ((0, 0), (0, layout.header_words(last) - last)))
+    for at, total in enumerate(layout.totals(*sums)):
+        words[:, firsts + at] |= total << 32 - layout.TOTAL_BITS
+    return words.astype("<u4")
 
 
 def _chosen(values: U8, mask: NDArray[np.bool_]) -> U8:
@@ -213,9 +235,10 @@ def _stored_inputs(kept: int) -> NDArray[np.uint16]:
     return (1 << order).sum(axis=-1).astype("<u2")
 
 
-def _rows_fields(tiles: _Tiles, which: NDArray[np.bool_], kept: int,
-                 block: int) -> tuple[NDArray[np.uint16], U8]:
+def _rows_fields(tiles: _Tiles, which: NDArray[np.bool_],
+                 kept: int) -> tuple[NDArray[np.uint16], U8]:
     """Return the position codes and the codes of some tiles' rows: ``(tiles, 16, fields)``."""
+    block = layout.block_windows(tiles.group, tiles.arch)
     codes = np.moveaxis(tiles.codes, 2, 1)[which]
     if not kept:
         return np.zeros((*codes.shape[:2], 0), np.uint16), _ordered(codes, layout.WINDOW, block)
@@ -225,15 +248,21 @@ def _rows_fields(tiles: _Tiles, which: NDArray[np.bool_], kept: int,
     return layout.pattern_tables(kept)[0][stored], _ordered(values, kept, block)
 
 
-def _strings(fields: NDArray[np.integer], present: NDArray[np.bool_], bits: int) -> U8:
-    """Return the fields of each tile's present rows as one bit string, ``(tiles, bytes)``.
+def _strings(fields: NDArray[np.integer], present: NDArray[np.bool_], bits: int, most: int,
+             blocks: int, unit: int) -> U8:
+    """Return the fields of each tile's present rows as bundles' bit strings, ``(tiles, bytes)``.
 
-    What follows its last row's is zeros.
+    A bundle is ``most`` rows, or one of ``blocks`` of a row, and whole units. What follows the last
+    row's is zeros.
     """
     if not present.all():
         order = np.argsort(~present, axis=-1, kind="stable")[..., None]
         fields = np.take_along_axis(np.where(present[..., None], fields, 0), order, axis=1)
-    return _bit_string(fields.reshape(len(fields), -1), bits)
+    strings = _bit_string(fields.reshape(len(fields), TILE_ROWS * blocks // most, -1), bits)
+    short = -strings.shape[-1] % unit
+    if short:
+        strings = np.pad(strings, ((0, 0), (0, 0), (0, short)))
+    return strings.reshape(len(fields), -1)
 
 
 def _joined(strings: list[tuple[NDArray[np.bool_], U8]], sizes: NDArray[np.int64]) -> U8:
@@ -246,48 +275,54 @@ def _joined(strings: list[tuple[NDArray[np.bool_], U8]], sizes: NDArray[np.int64
     return _chosen(out, np.arange(out.shape[-1]) < sizes[..., None])
 
 
-def _pack_mixed(tiles: _Tiles, block: int, beat_bytes: int, stats: PackStats) -> list[bytes]:
+def _pack_mixed(tiles: _Tiles, stats: PackStats) -> list[bytes]:
     """Pack strips whose tiles differ in presence, sparsity or zero points."""
     mask = np.packbits(tiles.present, axis=-1, bitorder="little").view("<u2")[..., 0]
     rows = _ONES[mask].astype(np.int64)
     headers = layout.header(mask.astype(np.int64), tiles.kept, tiles.bits, tiles.asymmetric)
     zeros = tiles.zero_points[tiles.present & tiles.asymmetric[..., None]]
+    arch, group = tiles.arch, tiles.group
     position_sizes, code_sizes = np.zeros_like(rows), np.zeros_like(rows)
     positions, codes = [], []
     for kept in map(int, np.unique(tiles.kept)):
         which = tiles.kept == kept
-        position_sizes[which] = layout.positions_bytes(rows[which], tiles.group, kept)
-        code_sizes[which] = layout.codes_bytes(rows[which], tiles.group, kept, tiles.bits)
-        fields, values = _rows_fields(tiles, which, kept, block)
+        position_sizes[which] = layout.positions_bytes(rows[which], group, kept, arch)
+        code_sizes[which] = layout.codes_bytes(rows[which], group, kept, tiles.bits, arch)
+        fields, values = _rows_fields(tiles, which, kept)
+        cut = layout.bundle_rows(group, kept, arch), layout.row_blocks(group, arch)
         if kept:
             width = layout.position_bits(kept)
-            positions.append((which, _strings(fields, tiles.present[which], width)))
-        codes.append((which, _strings(values, tiles.present[which], tiles.bits)))
-    parts = [(headers.astype("<u4"), np.full(headers.shape, layout.HEADER_BYTES)),
+            positions.append((which, _strings(fields, tiles.present[which], width, *cut, 1)))
+        codes.append((which, _strings(values, tiles.present[which], tiles.bits, *cut,
+                                      layout.unit_bytes(arch))))
+    zero_sizes = layout.ZERO_POINT_BYTES * rows * tiles.asymmetric
+    words = _with_totals(headers, rows, zero_sizes, position_sizes)
+    parts = [(words, np.full(words.shape, layout.HEADER_BYTES)),
              (tiles.scales[tiles.present], layout.SCALE_BYTES * rows),
-             (zeros, layout.ZERO_POINT_BYTES * rows * tiles.asymmetric),
+             (zeros, zero_sizes),
              (_joined(positions, position_sizes), position_sizes),
              (_joined(codes, code_sizes), code_sizes)]
     _count(tiles, rows, [data.nbytes for data, _ in parts], stats)
-    return _segments(parts, beat_bytes, stats)
+    return _segments(parts, arch, stats)
 
 
-def _segments(parts: list[tuple[NDArray[Any], NDArray[np.int64]]], beat_bytes: int,
+def _segments(parts: list[tuple[NDArray[Any], NDArray[np.int64]]], arch: ArchConfig,
               stats: PackStats) -> list[bytes]:
     """Return strips made of segments; parts are their bytes and how many each tile has."""
     datas = [np.ascontiguousarray(data).data.cast("B") for data, _ in parts]
     firsts = np.arange(0, parts[0][1].shape[1], SEGMENT_TILES)
     sizes = np.stack([np.add.reduceat(part, firsts, axis=1) for _, part in parts], axis=-1)
     ends = sizes.reshape(-1, len(parts)).cumsum(axis=0).reshape(sizes.shape)
-    padding = -sizes.sum(axis=-1) % beat_bytes
+    padding = layout.padding(sizes, arch)
+    padding[..., -1] = -(sizes + padding).sum(axis=-1) % arch.beat_bytes  # codes are whole units
     stats.padding += int(padding.sum())
     strips = []
     for start, stop, fill in zip((ends - sizes).tolist(), ends.tolist(), padding.tolist(),
                                  strict=True):
         pieces: list[memoryview | bytes] = []
-        for begin, end, pad in zip(start, stop, fill, strict=True):
-            pieces += [data[a:b] for data, a, b in zip(datas, begin, end, strict=True)]
-            pieces.append(bytes(pad))
+        for segment in zip(start, stop, fill, strict=True):
+            for data, begin, end, pad in zip(datas, *segment, strict=True):
+                pieces += [data[begin:end], bytes(pad)]
         strips.append(b"".join(pieces))
     return strips
 

@@ -4,14 +4,20 @@ Everything is little-endian. Addresses are in words of ``isa.WORD_BYTES`` bytes.
 
 A weight stream holds one lane's share of a matrix. The matrix is cut into *strips* of sixteen
 rows, dealt to the lanes in turn; a strip into *tiles* of one group of inputs; sixteen tiles (fewer
-at the end of a strip) make a *segment*, which is, padded to a whole beat:
+at the end of a strip) make a *segment*, which is, each part padded to a whole unit and all to a
+whole beat:
 
-1. a ``TileHeader`` for each tile,
+1. a ``TileHeader`` for each tile, and others of 0 up to four; their last bits are the segment's
+   totals: scales, zero points, and the low and the high bits of the bytes of position codes,
 2. an fp16 scale for each present row of each tile,
 3. a zero point, one byte, for each present row of each tile whose header says so,
-4. for each sparse tile, a little-endian bit string, padded to a byte, of the position codes of its
-   present rows, window by window of 16 inputs,
-5. for each tile, such a bit string of the codes of its present rows.
+4. for each bundle of each sparse tile, a little-endian bit string, padded to a byte, of the
+   position codes of its rows, window by window of 16 inputs,
+5. for each bundle of each tile, such a bit string of the codes of its rows, padded to a unit.
+
+A unit is an eighth of a beat. A bundle is what a lane multiplies in a clock: as many of a tile's
+present rows as it has DSP slices for, or as it can take (``bundle_rows``), in their order; the
+last one of a tile may have fewer. Of a row that is longer than the slices each block is one.
 
 A row whose codes in the group all equal the zero point is absent and costs nothing but its bit.
 A sparse tile keeps 4, 8 or (if codes have 4 or 8 bits) 12 codes of each window, and a pattern code
@@ -33,14 +39,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.hw import isa, numerics
+from alula.hw.arch import ArchConfig
 
+UNITS = 8  # of a beat: places where something may begin
 SECTIONS = ("headers", "scales", "zero_points", "positions", "codes")  # of a segment, in order
 WINDOW = 16  # inputs over which N of 16 is counted
 CASCADE = 8  # DSP slices that add up along a chain
 KEPT_PATTERNS = {4: 11, 8: 14, 12: 11}  # kept codes of a window -> bits of its pattern code
 
-# TileHeader, 32 bits: mask of present rows, kept codes of a window (0: dense), width, zero points.
+# TileHeader, 32 bits: mask of present rows, kept codes of a window (0: dense), width, zero points;
+# then a total of the segment.
 HEADER_FIELDS = {"present": 16, "kept": 4, "width": 2, "zero_points": 1}
+TOTAL_BITS = 32 - sum(HEADER_FIELDS.values())
+TOTALS = 4
 HEADER_BYTES = 4
 SCALE_BYTES = 2
 ZERO_POINT_BYTES = 1
@@ -62,14 +73,23 @@ def header(present: Any, kept: Any, width_bits: int, zero_points: Any) -> Any:
 
 def parse_header(word: int) -> tuple[int, int, int, bool]:
     """Return ``present, kept, width_bits, zero_points``; raise ValueError if it is none."""
-    if word >> 23:
-        raise ValueError(f"the spare bits of a tile header must be 0, not {word >> 23:#x}")
     width, kept = numerics.WEIGHT_BITS[word >> 20 & 3], word >> 16 & 15
     if kept and kept not in kept_formats(width):
         raise ValueError(f"a tile of {width}-bit codes must keep 0, "
                          f"{', '.join(map(str, kept_formats(width)))} codes of a window, "
                          f"not {kept}")
     return word & 0xFFFF, kept, width, bool(word >> 22 & 1)
+
+
+def header_words(tiles: int) -> int:
+    """Return the headers of a segment of so many tiles."""
+    return max(tiles, TOTALS)
+
+
+def totals(scales: Any, zero_points: Any, positions: Any) -> tuple[Any, ...]:
+    """Return the totals in a segment's first headers; numbers may be arrays of whole numbers."""
+    low = positions & ((1 << TOTAL_BITS) - 1)
+    return scales, zero_points, low, positions >> TOTAL_BITS
 
 
 def position_bits(kept: int) -> int:
@@ -82,19 +102,57 @@ def window_codes(kept: int) -> int:
     return kept or WINDOW
 
 
-def block_windows(group: int, lane_dsps: int) -> int:
+def block_windows(group: int, arch: ArchConfig) -> int:
     """Return the windows of a block of a row, in which codes are ordered."""
-    return min(group, lane_dsps) // WINDOW
+    return min(group, arch.lane_dsps) // WINDOW
 
 
-def positions_bytes(rows: Any, group: int, kept: int) -> Any:
+def row_blocks(group: int, arch: ArchConfig) -> int:
+    """Return the blocks of a row."""
+    return max(1, group // arch.lane_dsps)
+
+
+def bundle_rows(group: int, kept: int, arch: ArchConfig) -> int:
+    """Return the most rows in a bundle."""
+    if kept == 12 or group > arch.lane_dsps:
+        return 1
+    half_windows = block_windows(group, arch) * (2 if window_codes(kept) > CASCADE else 1)
+    return min(rows_at_once(arch), arch.lane_dsps // (CASCADE * half_windows))
+
+
+def rows_at_once(arch: ArchConfig) -> int:
+    """Return the most rows that a lane takes in a clock."""
+    return max(2, arch.beat_bytes // 16)
+
+
+def unit_bytes(arch: ArchConfig) -> int:
+    """Return the bytes of a unit."""
+    return arch.beat_bytes // UNITS
+
+
+def padding(size: Any, arch: ArchConfig) -> Any:
+    """Return the bytes between what has some bytes and the next unit; may be an array."""
+    return -size % unit_bytes(arch)
+
+
+def positions_bytes(rows: Any, group: int, kept: int, arch: ArchConfig) -> Any:
     """Return the bytes of the position codes of a tile's present rows; may be an array."""
-    return -(-rows * (group // WINDOW * position_bits(kept)) // 8)
+    bits = block_windows(group, arch) * position_bits(kept)
+    return row_blocks(group, arch) * _bundles(rows, bundle_rows(group, kept, arch), bits, 1)
 
 
-def codes_bytes(rows: Any, group: int, kept: int, width_bits: int) -> Any:
+def codes_bytes(rows: Any, group: int, kept: int, width_bits: int, arch: ArchConfig) -> Any:
     """Return the bytes of the codes of a tile's present rows; may be an array."""
-    return -(-rows * (group // WINDOW * window_codes(kept) * width_bits) // 8)
+    bits = block_windows(group, arch) * window_codes(kept) * width_bits
+    return row_blocks(group, arch) * _bundles(rows, bundle_rows(group, kept, arch), bits,
+                                              unit_bytes(arch))
+
+
+def _bundles(rows: Any, most: int, bits: int, unit: int) -> Any:
+    """Return the bytes of bundles of rows, at most ``most`` each, each of them whole units."""
+    def whole(bits: Any) -> Any:
+        return -(-bits // (8 * unit)) * unit
+    return rows // most * whole(most * bits) + whole(rows % most * bits)
 
 
 # Of 70 bytes with four ones some ranks do not fit in 6 bits: 64 to 69 have places of their own.
@@ -213,6 +271,6 @@ def describe() -> str:
     patterns = [hashlib.sha256(pattern_tables(kept)[1].astype("<u2").tobytes()).hexdigest()
                 for kept in KEPT_PATTERNS]
     kept = [kept_formats(bits) for bits in numerics.WEIGHT_BITS]
-    return repr((SECTIONS, WINDOW, CASCADE, patterns, kept, KEPT_PATTERNS, HEADER_FIELDS,
-                 DIRECTORY_ENTRY.descr, STEP_HEADER.descr, STEP_ROW.descr, TOP_ROW.descr,
+    return repr((UNITS, SECTIONS, WINDOW, CASCADE, patterns, kept, KEPT_PATTERNS, HEADER_FIELDS,
+                 TOTALS, DIRECTORY_ENTRY.descr, STEP_HEADER.descr, STEP_ROW.descr, TOP_ROW.descr,
                  CLASS_ORDER, SCALE_BYTES, ZERO_POINT_BYTES))

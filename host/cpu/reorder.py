@@ -26,37 +26,84 @@ def _position_bits(kept):
 
 
 @compiled
-def _position_bytes(head, windows):
-    return (_popcount(head & 0xFFFF) * windows * _position_bits(head >> 16 & 15) + 7) // 8
+def _bundle_rows(kept, windows, slots, beat_bytes):
+    """Return the most rows in a bundle of a lane with DSP slices for so many windows."""
+    if kept == 12 or windows > slots:
+        return 1
+    return min(max(2, beat_bytes // 16), 2 * slots // (windows * (1 if 0 < kept <= 8 else 2)))
 
 
 @compiled
-def walk(data, strips, groups, group, beat_bytes, widths, heads, segments):
+def _whole(bits, unit):
+    return (bits + 8 * unit - 1) // (8 * unit) * unit
+
+
+@compiled
+def _string_bytes(rows, kept, each, windows, slots, beat_bytes, unit):
+    """Return the bytes of a tile's bit strings, ``each`` bits of a window, in whole units."""
+    most, block = _bundle_rows(kept, windows, slots, beat_bytes), min(windows, slots)
+    bits = block * each
+    return windows // block * (rows // most * _whole(most * bits, unit)
+                               + _whole(rows % most * bits, unit))
+
+
+@compiled
+def _position_bytes(head, windows, slots, beat_bytes):
+    kept = head >> 16 & 15
+    return _string_bytes(_popcount(head & 0xFFFF), kept, _position_bits(kept), windows, slots,
+                         beat_bytes, 1)
+
+
+@compiled
+def _code_bytes(head, width, windows, slots, beat_bytes):
+    kept = head >> 16 & 15
+    return _string_bytes(_popcount(head & 0xFFFF), kept, (kept if kept else 16) * width, windows,
+                         slots, beat_bytes, beat_bytes // 8)
+
+
+@compiled
+def _place(number, kept, each, windows, slots, beat_bytes, unit):
+    """Return the first byte and bit in a tile's strings of block ``number``, row by row."""
+    most, bits = _bundle_rows(kept, windows, slots, beat_bytes), min(windows, slots) * each
+    return number // most * _whole(most * bits, unit), number % most * bits
+
+
+@compiled
+def walk(data, strips, groups, group, beat_bytes, slots, widths, heads, segments):
     """Find headers and segments of a lane's share; return the bytes it has, or -1."""
-    at = 0
+    at, unit, windows = 0, beat_bytes // 8, group // 16
     for strip in range(strips):
         for first in range(0, groups, 16):
             tiles = min(16, groups - first)
             segments[strip, first // 16] = at
-            size = 4 * tiles
+            size = 4 * max(4, tiles)
             if at + size > data.size:
                 return -1
-            for tile in range(tiles):
+            scales = points = positions = codes = 0
+            totals = np.zeros(4, np.int64)
+            for tile in range(max(4, tiles)):
                 start = at + 4 * tile
                 head = (np.int64(data[start]) | np.int64(data[start + 1]) << 8
                         | np.int64(data[start + 2]) << 16 | np.int64(data[start + 3]) << 24)
-                if head >> 23:
-                    return -1
+                if tile < 4:
+                    totals[tile] = head >> 23
+                if tile >= tiles:
+                    continue
+                head &= 0x7FFFFF
                 rows = _popcount(head & 0xFFFF)
                 kept, width, given = head >> 16 & 15, widths[head >> 20 & 3], head >> 22 & 1
                 if not (kept == 0 or kept == 4 or kept == 8 or kept == 12 and width >= 4):
                     return -1
-                position = _position_bits(kept)
-                per_window = kept if kept else 16
-                size += (2 + given) * rows + (rows * (group // 16 * position) + 7) // 8
-                size += (rows * (group // 16 * per_window * width) + 7) // 8
+                scales += rows
+                points += given * rows
+                positions += _position_bytes(head, windows, slots, beat_bytes)
+                codes += _code_bytes(head, width, windows, slots, beat_bytes)
                 heads[strip, first + tile] = head
-            at += size
+            if (totals[0] != scales or totals[1] != points
+                    or totals[2] + (totals[3] << 9) != positions):
+                return -1
+            at += (_whole(8 * size, unit) + _whole(16 * scales, unit) + _whole(8 * points, unit)
+                   + _whole(8 * positions, unit) + codes)
             at += -at % beat_bytes
     return at
 
@@ -163,10 +210,11 @@ def _fast_dense(data, start, out, base, rows, windows, block):
 
 
 @compiled
-def _move_codes(data, positions, start, rows, kept, width, windows, block, bitmaps, zeros, out,
-                base, bits, sparse):
+def _move_codes(data, positions, start, rows, kept, width, windows, slots, beat_bytes, bitmaps,
+                zeros, out, base, bits, sparse):
     """Move a tile's codes; return whether its patterns are all legal."""
-    if kept == 0 and width == 4 and bits == 4:
+    block = min(windows, slots)
+    if kept == 0 and width == 4 and bits == 4:  # rows without gaps: bundles are whole units
         _fast_dense(data, start, out, base, rows, windows, block)
         return True
     per_window = kept if kept else 16
@@ -175,21 +223,26 @@ def _move_codes(data, positions, start, rows, kept, width, windows, block, bitma
     for row in range(rows):
         place = 4 * (row & 3) + (row >> 2) if rows == TILE_ROWS else row
         for window in range(windows):
+            first = window // block * block
+            number = row * (windows // block) + window // block
             bitmap = 0xFFFF
             if kept:
+                byte, bit = _place(number, kept, position, windows, slots, beat_bytes, 1)
                 bitmap = np.int64(bitmaps[kept // 4 - 1, _field(
-                    data, positions, (row * windows + window) * position, position)])
+                    data, positions + byte, bit + (window - first) * position, position)])
                 if bitmap == 0:
                     return False
                 if sparse:
                     out[base + step * window + 2 * place] = bitmap & 255
                     out[base + step * window + 2 * place + 1] = bitmap >> 8
+            byte, bit = _place(number, kept, per_window * width, windows, slots, beat_bytes,
+                               beat_bytes // 8)
             number = 0
             for inside in range(16):
                 if bitmap >> inside & 1:
-                    order = row * windows * per_window + _order(
-                        window * per_window + number, per_window, windows, block)
-                    code = _field(data, start, order * width, width)
+                    order = _order(window * per_window + number, per_window, windows,
+                                   block) - first * per_window
+                    code = _field(data, start + byte, bit + order * width, width)
                     if kept and sparse:
                         _put_kept(out, base + step * window, rows, kept,
                                   place * kept + number, code, bits)
@@ -202,28 +255,27 @@ def _move_codes(data, positions, start, rows, kept, width, windows, block, bitma
     return True
 
 
-def _move(data, groups, group, heads, segments, widths, bitmaps, block, bits, sparse, at, meta,
-          codes, lane, lanes):
+def _move(data, groups, group, heads, segments, widths, bitmaps, beat_bytes, slots, bits, sparse,
+          at, meta, codes, lane, lanes):
     """Move every strip of a lane's share to its place; return how many broke the format."""
-    windows = group // 16
+    windows, unit = group // 16, beat_bytes // 8
     wrong = 0
     for strip in prange(heads.shape[0]):
         meta_at, codes_at = at[lane + strip * lanes, 0], at[lane + strip * lanes, 1]
         zeros = np.zeros(16, np.uint8)
         for first in range(0, groups, 16):
             stop = min(first + 16, groups)
-            scales = segments[strip, first // 16] + 4 * (stop - first)
-            points = scales
-            for tile in range(first, stop):
-                points += 2 * _popcount(np.int64(heads[strip, tile]) & 0xFFFF)
-            strings = points
+            count = given_count = positions = 0
             for tile in range(first, stop):
                 head = np.int64(heads[strip, tile])
-                if head >> 22 & 1:
-                    strings += _popcount(head & 0xFFFF)
-            fields = strings
-            for tile in range(first, stop):
-                fields += _position_bytes(np.int64(heads[strip, tile]), windows)
+                rows = _popcount(head & 0xFFFF)
+                count += rows
+                given_count += rows * (head >> 22 & 1)
+                positions += _position_bytes(head, windows, slots, beat_bytes)
+            scales = segments[strip, first // 16] + _whole(32 * max(4, stop - first), unit)
+            points = scales + _whole(16 * count, unit)
+            strings = points + _whole(8 * given_count, unit)
+            fields = strings + _whole(8 * positions, unit)
             for tile in range(first, stop):
                 head = np.int64(heads[strip, tile])
                 rows = _popcount(head & 0xFFFF)
@@ -239,12 +291,12 @@ def _move(data, groups, group, heads, segments, widths, bitmaps, block, bits, sp
                         meta[meta_at + row] = zeros[row]
                     meta_at += rows
                 points += rows * given
-                if not _move_codes(data, strings, fields, rows, kept, width, windows, block,
-                                   bitmaps, zeros, codes, codes_at, bits, sparse):
+                if not _move_codes(data, strings, fields, rows, kept, width, windows, slots,
+                                   beat_bytes, bitmaps, zeros, codes, codes_at, bits, sparse):
                     wrong += 1
                 codes_at += windows * _window_bytes(rows, kept if sparse else 0, bits)
-                strings += _position_bytes(head, windows)
-                fields += (rows * windows * (kept if kept else 16) * width + 7) // 8
+                strings += _position_bytes(head, windows, slots, beat_bytes)
+                fields += _code_bytes(head, width, windows, slots, beat_bytes)
     return wrong
 
 

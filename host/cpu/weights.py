@@ -88,13 +88,17 @@ def pack(program: Program, address: int, i: Linear, *, sparse: bool | None = Non
         data = _fixed(share.data)
         own = np.zeros((share.strips, groups), np.uint32)
         segments = np.zeros((len(own), -(-groups // SEGMENT_TILES)), np.int64)
-        size = walk(data, len(own), groups, group, program.arch.beat_bytes, _WIDTHS, own,
-                    segments)
+        size = walk(data, len(own), groups, group, *_lane_sizes(program), _WIDTHS, own, segments)
         if size != len(data):  # the golden model says what is wrong with it
             unpack_stream(data, len(own), groups, group, program.arch)
         heads[lane::lanes] = own
         shares.append((data, own, segments))
     return _packed(program, shares, heads, group, streams.exponent(program, address), sparse)
+
+
+def _lane_sizes(program: Program) -> tuple[int, int]:
+    """Return the bytes of a beat, and the windows that a lane has DSP slices for."""
+    return program.arch.beat_bytes, program.arch.lane_dsps // layout.WINDOW
 
 
 def _fixed(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -108,9 +112,9 @@ def load_kernels() -> None:
     """Run every kernel that reads streams, on nothing."""
     data, heads, segments = _fixed(np.zeros(0, np.uint8)), np.zeros((0, 1), np.uint32), np.zeros(
         (0, 1), np.int64)
-    walk(data, 0, 1, 16, 16, _WIDTHS, heads, segments)
+    walk(data, 0, 1, 16, 16, 2, _WIDTHS, heads, segments)
     sizes_of(heads, 16, 4, _WIDTHS, True, segments)
-    move_strips(data, 1, 16, heads, segments, _WIDTHS, _bitmaps(), 1, 4, True,
+    move_strips(data, 1, 16, heads, segments, _WIDTHS, _bitmaps(), 16, 2, 4, True,
                 np.zeros((1, 2), np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0, 1)
 
 
@@ -123,10 +127,9 @@ def _packed(program: Program, shares: list[Any], heads: NDArray[np.uint32], grou
     at = np.zeros((len(heads) + 1, 2), np.int64)
     np.cumsum(sizes, axis=0, out=at[1:])
     meta, codes = (np.zeros(int(end) + _SLACK, np.uint8) for end in at[-1])
-    block = layout.block_windows(group, program.arch.lane_dsps)
     for lane, (data, own, segments) in enumerate(shares):
-        if move_strips(data, groups, group, own, segments, _WIDTHS, _bitmaps(), block, bits,
-                        sparse, at, meta, codes, lane, lanes):
+        if move_strips(data, groups, group, own, segments, _WIDTHS, _bitmaps(),
+                       *_lane_sizes(program), bits, sparse, at, meta, codes, lane, lanes):
             unpack_stream(data, len(own), groups, group, program.arch)  # which says why
     return PackedMatrix(heads, at[:-1].copy(), meta, codes, bits, group // layout.WINDOW,
                         exponent)

@@ -4,7 +4,10 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from alula.hw.choice import added
 from alula.hw.ram import Ram
+
+SHORT = 8  # units of a word, up to which sizes are added without a carry chain
 
 
 class Gear(wiring.Component):
@@ -24,8 +27,9 @@ class Gear(wiring.Component):
     words : ``In(stream of bits)``
     front : ``Out(2 * bits)``
         The two words; what is next begins ``offset`` units in.
-    size : ``In``
-        What would be taken, from 1 to a word; ``fits`` tells whether it is there.
+    size, rest : ``In``
+        What would be taken, from 1 to a word, and what it would leave of a word, so that there is
+        nothing to be added before it is known whether it ``fits``: is there.
     take : ``In(1)``
         It is taken in this clock; only if it ``fits``, or nothing if ``size`` is 0.
     drop : ``In(1)``
@@ -38,7 +42,8 @@ class Gear(wiring.Component):
         self.bits, self.units, self.every_clock = bits, bits // unit, every_clock
         super().__init__({
             "words": In(stream.Signature(bits)), "front": Out(2 * bits),
-            "offset": Out(range(self.units)), "size": In(range(self.units + 1)), "fits": Out(1),
+            "offset": Out(range(self.units)), "size": In(range(self.units + 1)),
+            "rest": In(range(self.units + 1)), "fits": Out(1),
             "take": In(1), "drop": In(1), "ready": Out(1)})
 
     def elaborate(self, platform):
@@ -50,8 +55,9 @@ class Gear(wiring.Component):
         over, beyond = Signal(), Signal()  # it takes all of the first word, some of the second
         m.d.comb += [
             self.front.eq(Cat(first, second)), self.ready.eq(has_first),
-            end.eq(self.offset + self.size),
-            over.eq(end[-1]), beyond.eq(over & end[:-1].any()),
+            end.eq(added(self.offset, self.size) if self.units <= SHORT
+                   else self.offset + self.size),
+            over.eq(self.offset >= self.rest), beyond.eq(self.offset > self.rest),
             self.fits.eq(has_first & (has_second | ~beyond)),
             shift.eq(~has_first | self.drop | (self.take & over)),
             self.words.ready.eq(~has_second | (shift if self.every_clock else 0)),

@@ -95,6 +95,7 @@ class LinearUnit(wiring.Component):
         operands = self.operands
         groups, strips, beats = Signal(GROUPS_BITS), Signal(STRIPS_BITS), Signal(24)
         source, group_log2 = Signal(BLOCK_BITS), Signal(4)
+        inputs = Signal(len(command.inputs) + 1)  # filled up to whole groups
         started, fetched, taken = Signal(), Signal(), Signal()
         self.bank, self.undrained = Signal(), Signal(range(STRIP_BANKS + 1))
         self.ended = Signal()  # a strip's last operands are issued
@@ -104,8 +105,10 @@ class LinearUnit(wiring.Component):
             operands.begin.eq(taken), operands.source.eq(source),
             operands.groups.eq(groups), operands.group_log2.eq(group_log2),
             operands.strips.eq(strips), operands.tokens.eq(self.tokens)]
-        m.d.sync += [self.undrained.eq(self.undrained + self.ended - self.drained),
-                     taken.eq(self.command.valid & self.command.ready)]
+        drained = Signal()  # known late in a clock
+        m.d.sync += [self.undrained.eq(self.undrained + self.ended - drained),
+                     drained.eq(self.drained),
+                     taken.eq(0)]
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
@@ -113,13 +116,15 @@ class LinearUnit(wiring.Component):
                 m.d.comb += [self.command.ready.eq(both), self.streams.ready.eq(both)]
                 m.d.sync += [
                     group_log2.eq(command.group_log2), source.eq(command.source),
-                    groups.eq((command.inputs + (1 << command.group_log2) - 1)
-                              >> command.group_log2),
+                    inputs.eq(command.inputs + (1 << command.group_log2) - 1),
                     strips.eq(stream_.strips), beats.eq(stream_.beats),
                     self.exponent.eq(stream_.exponent),
                     self.first.eq(command.target + self.lane), self.bank.eq(0)]
                 with m.If(both):
-                    m.next = "START"
+                    m.next = "DIVIDE"
+            with m.State("DIVIDE"):
+                m.d.sync += [groups.eq(inputs >> group_log2), taken.eq(1)]
+                m.next = "START"
             with m.State("START"):
                 m.d.comb += [self.start.valid.eq(~started & (strips != 0)),
                              self.fetch.valid.eq(~fetched & (strips != 0)), self.begin.eq(1)]
@@ -131,7 +136,7 @@ class LinearUnit(wiring.Component):
                     m.next = "RUN"
             with m.State("RUN"):
                 m.d.comb += self.done.eq(strips == 0)
-                with m.If(self.drained):
+                with m.If(drained):
                     m.d.sync += strips.eq(strips - 1)
                     m.d.comb += self.done.eq(strips == 1)
                 with m.If(self.done):

@@ -14,6 +14,7 @@ from alula.hw.ram import Ram
 
 BUFFERS = 2  # tiles
 PIECES_BITS = 5  # of the number of a query's piece
+IN_BLOCKS = (0,)  # parts of the odd tokens' inputs that are in block memory: LUTs are scarcer
 
 
 def query_port(arch):
@@ -128,40 +129,51 @@ class Operands(wiring.Component):
         chunk_bits = ceil_log2(shape.chunks)
         pair_bits = ceil_log2(shape.pairs)
         query = self.query
-        write_at = Cat(self.token_in[1:1 + pair_bits],
-                       (self.word_in >> parts_log2)[:chunk_bits], self.buffer_in)
+        own_write = Cat(self.token_in[1:1 + pair_bits],
+                        (self.word_in >> parts_log2)[:chunk_bits], self.buffer_in)
         read_at = Cat(self.pair[:pair_bits], self.chunk[:chunk_bits], out)
-        depth = max(1 << len(write_at), 1 << PIECES_BITS)
-        write_at = Mux(query.busy, query.part, write_at)
+        depth = max(1 << len(own_write), 1 << PIECES_BITS)
+        write_at = Mux(query.busy, query.part, own_write)
         read_at = Mux(query.busy, query.wanted, read_at)
         words = (1 << self.group_log2 >> ceil_log2(beat))[:5]  # of a tile
         mask = Mux(words > shape.parts, shape.parts - 1, Mux(words == 0, 0, words - 1))
-        clears = Signal(2, name="clears")  # one signal each, so that it is the registers' reset
-        m.d.comb += clears.eq(Cat(query.busy & query.nothing, query.busy))
+        clear = Signal()  # one signal, so that it is the registers' reset
+        m.d.comb += clear.eq(query.busy & query.nothing)
+        # Where nothing is written there are zeros, which are the odd inputs of a query.
+        odd_read = Cat(Cat(self.pair[:pair_bits], self.chunk[:chunk_bits], out), query.busy)
         for odd, (vector, scale) in enumerate(((self.even, self.even_scale),
                                                (self.odd, self.odd_scale))):
             mine = self.there & (self.token_in[0] == odd)
-            inputs = Signal(8 * shape.slots, name=f"inputs_{odd}", reset_less=True)
-            m.d.comb += vector.eq(inputs)
+            parts = []
             for part in range(shape.parts):
                 here = mine & (((self.word_in ^ part) & mask)[:parts_log2] == 0)
-                read = self._ram(f"codes_{odd}_{part}", 8 * beat, depth,
-                                 here if odd else here | query.keep, write_at, codes, read_at)
-                m.d.sync += inputs.word_select(part, 8 * beat).eq(read)
-            with m.If(clears[odd]):
-                m.d.sync += inputs.eq(0)
-            read = self._ram(f"scale_{odd}", 32, BUFFERS << pair_bits, mine & (self.word_in == 0),
-                             Cat(self.token_in[1:1 + pair_bits], self.buffer_in), self.scale,
-                             Cat(self.pair[:pair_bits], out))
-            m.d.sync += scale.eq(read)
+                name = f"codes_{odd}_{part}"
+                if odd:
+                    parts.append(self._ram(name, 2 << len(own_write), here, own_write, codes,
+                                           odd_read, block=part in IN_BLOCKS))
+                else:
+                    parts.append(self._ram(name, depth, here | query.keep, write_at, codes,
+                                           read_at, clear))
+            m.d.comb += [vector.eq(Cat(parts)), scale.eq(self._ram(
+                f"scale_{odd}", BUFFERS << pair_bits, mine & (self.word_in == 0),
+                Cat(self.token_in[1:1 + pair_bits], self.buffer_in), self.scale,
+                Cat(self.pair[:pair_bits], out)))]
 
-    def _ram(self, name, bits, depth, enable, address, content, read_address):
+    def _ram(self, name, depth, enable, address, content, read_address, clear=0, block=False):
+        """Keep words in LUT or block memory; return a word, or zeros, a clock after its address."""
         m = self.m
-        m.submodules[name] = held = Ram(shape=bits, depth=depth, passive=True)
-        write, read = held.write_port(), held.read_port(domain="comb")
+        m.submodules[name] = held = Ram(shape=len(content), depth=depth, passive=True,
+                                        style="block" if block else "auto")
+        write, read = held.write_port(), held.read_port(domain="sync" if block else "comb")
         m.d.comb += [write.en.eq(enable), write.addr.eq(address), write.data.eq(content),
                      read.addr.eq(read_address)]
-        return read.data
+        if block:
+            return read.data
+        later = Signal(len(content), name=f"{name}_read", reset_less=True)
+        m.d.sync += later.eq(read.data)
+        with m.If(clear):
+            m.d.sync += later.eq(0)
+        return later
 
     def _repeated(self):
         """Return the word that comes, a group shorter than it repeated."""

@@ -104,66 +104,81 @@ class Prefetch(wiring.Component):
 
     def _ask(self):
         """Ask for directory entries first, then for a piece of the oldest fetch."""
-        m, requests = self.m, self.reader.requests
+        m, requests, load = self.m, self.reader.requests, self.loads.payload
         beat_log2 = self.arch.beat_bytes.bit_length() - 1
-        load, fetch = self.loads.payload, self.fetch
         self.entries = Signal(range(AHEAD + 1))  # directory reads under way
         held = Signal(range(STREAMS + 1))  # streams whose descriptors have or need a place
         asked = Signal(range(2 * self.depth))  # beats asked for, as a pointer
         room = Signal(range(2 * self.depth))
-        through = Signal(BEATS_BITS)  # beats of the oldest fetch that are asked for
-        left, size = Signal(BEATS_BITS), Signal(range(self.piece + 1))
-        start = Signal(ADDRESS_BITS)
-        edge = Signal.like(size)  # pieces end at multiples of their size: a burst each
         directory, pages, beats = Signal(), Signal(), Signal()
-        is_pages = fetch.kind == Load.PAGES
-        reads = Signal()  # a load of pages may end with a request of none
-        m.d.comb += [
-            # What is asked for and not released stays below a ring, so the difference is exact.
-            room.eq(self.depth - (asked - self.release)[:len(asked)]),
-            left.eq(fetch.beats - through),
-            start.eq((fetch.start * WORD_BYTES) + (through << beat_log2)),
-            edge.eq(self.piece - start[beat_log2:beat_log2 + exact_log2(self.piece)]),
-            size.eq(Mux(is_pages, self.page_requests.payload.beats,
-                        Mux(left < edge, left, edge))),
-        ]
-        free = self.pieces.w_rdy & (requests.ready | ~requests.valid)
-        places = self.fetches.level + self.entries
+        known, size, last, address, index = self._piece(beats)
+        # What is asked for and not released stays below a ring, so the difference is exact. After a
+        # piece the next one is not known before the room that it leaves is.
+        m.d.sync += room.eq(self.depth - (asked - self.release)[:len(asked)])
+        free = self.pieces.w_rdy & ~requests.valid  # a clock between two: no way through here
+        reads = beats & (size != 0)  # a load of pages may end with a request of none
         m.d.comb += [
             directory.eq(free & self.loads.valid & (load.kind == Load.STREAM)
-                         & (places < AHEAD) & (held != STREAMS)),
+                         & (self.fetches.level + self.entries < AHEAD) & (held != STREAMS)),
             # Later than all streams before it, whose entries must have come.
             pages.eq(self.loads.valid & (load.kind == Load.PAGES) & (self.entries == 0)
                      & self.fetches.w_rdy),
-            beats.eq(free & ~directory & self.fetches.r_rdy & (room >= size)
-                     & (~is_pages | self.page_requests.valid)),
+            beats.eq(free & ~directory & known & (room >= size)),
             self.loads.ready.eq(directory | pages),
-            self.page_requests.ready.eq(beats & is_pages),
-            reads.eq(beats & ~(is_pages & (size == 0))),
             self.pieces.w_en.eq(directory | reads),
             self.piece_in.directory.eq(directory),
             self.piece_in.place.eq(load.address[WORD_BYTES.bit_length() - 1:beat_log2]),
             self.piece_in.beats.eq(Mux(directory, 1, size)),
-            self.piece_in.index.eq(Mux(directory, load.index, fetch.index)),
+            self.piece_in.index.eq(Mux(directory, load.index, index)),
             self.error_index.eq(self.piece_out.index),
-            self.fetches.r_en.eq(beats & Mux(is_pages, self.page_requests.payload.last,
-                                             left == size)),
+            self.fetches.r_en.eq(beats & last),
         ]
         taken = self.streams.valid & self.streams.ready
         m.d.sync += held.eq(held + directory - taken)
         self.load_pages = pages
         m.d.sync += self.entries.eq(self.entries + directory - self.entry_comes())
         with m.If(beats):
-            m.d.sync += [asked.eq(asked + size), through.eq(through + size)]
-            with m.If(self.fetches.r_en):
-                m.d.sync += through.eq(0)
-        with m.If(requests.ready | ~requests.valid):
+            m.d.sync += asked.eq(asked + size)
+        with m.If(requests.ready):
+            m.d.sync += requests.valid.eq(0)
+        with m.If(free):
             m.d.sync += [
                 requests.valid.eq(directory | reads),
                 requests.payload.beats.eq(self.piece_in.beats),
                 requests.payload.address.eq(self.base + Mux(
-                    directory, Cat(self._zeros(beat_log2), load.address[beat_log2:]),
-                    Mux(is_pages, self.page_requests.payload.address, start)))]
+                    directory, Cat(self._zeros(beat_log2), load.address[beat_log2:]), address))]
+
+    def _piece(self, taken):
+        """Cut the oldest fetch into pieces, each in clocks of its own.
+
+        Return whether the next one is ``known``, its beats, whether it is the fetch's last, its
+        address, and the fetch's index.
+        """
+        m, fetch, wanted = self.m, self.fetch, self.page_requests
+        beat_log2 = self.arch.beat_bytes.bit_length() - 1
+        begun, known, last = Signal(), Signal(), Signal()  # of a stream's fetch, of a piece
+        left, start = Signal(BEATS_BITS), Signal(ADDRESS_BITS)  # of a stream, behind the piece
+        size, edge = Signal(range(self.piece + 1)), Signal(range(self.piece + 1))
+        address = Signal(ADDRESS_BITS)
+        is_pages = fetch.kind == Load.PAGES
+        # Pieces end at multiples of their size: a burst each.
+        m.d.comb += edge.eq(self.piece - start[beat_log2:beat_log2 + exact_log2(self.piece)])
+        short = Signal()
+        m.d.comb += [short.eq(left <= edge),
+                     wanted.ready.eq(self.fetches.r_rdy & is_pages & ~known)]
+        with m.If(known):
+            with m.If(taken):
+                m.d.sync += [known.eq(0), begun.eq(begun & ~last)]
+        with m.Elif(self.fetches.r_rdy & is_pages):
+            m.d.sync += [known.eq(wanted.valid), size.eq(wanted.payload.beats),
+                         last.eq(wanted.payload.last), address.eq(wanted.payload.address)]
+        with m.Elif(self.fetches.r_rdy & ~begun):
+            m.d.sync += [begun.eq(1), left.eq(fetch.beats), start.eq(fetch.start * WORD_BYTES)]
+        with m.Elif(self.fetches.r_rdy):
+            here = Mux(short, left, edge)[:len(size)]
+            m.d.sync += [known.eq(1), size.eq(here), last.eq(short), address.eq(start),
+                         left.eq(left - here), start.eq(start + (here << beat_log2))]
+        return known, size, last, address, fetch.index
 
     @staticmethod
     def _zeros(count):

@@ -46,7 +46,7 @@ class LaneShape:
         self.beat_bytes, self.slots = arch.beat_bytes, arch.lane_dsps
         self.half_windows = self.slots // CASCADE
         self.windows = self.slots // layout.WINDOW
-        self.rows = max(2, arch.beat_bytes // 16)
+        self.rows = layout.rows_at_once(arch)
         self.rows_log2 = self.rows.bit_length() - 1
         self.parts = self.slots // self.beat_bytes
         self.pairs = -(-arch.rows // 2)
@@ -101,10 +101,10 @@ class TileFormat:
         Most rows in a bundle; 1 if they have chunks.
     chunks
         Bundles of a row.
-    codes_bytes, position_bits
+    codes_units, position_bytes
         Of a bundle (one chunk) of each number of rows up to ``rows``, from none on.
-    step_bytes
-        Most bytes of codes that are taken at once.
+    step_units
+        Most units of codes that are taken at once.
     used
         Mask of the half-windows with codes, if all regions hold a row.
     """
@@ -116,13 +116,15 @@ class TileFormat:
         half_windows = here * (2 if layout.window_codes(kept) > CASCADE else 1)
         regions = 1 if self.chunks > 1 or kept == 12 else shape.half_windows // half_windows
         self.regions_log2 = regions.bit_length() - 1
-        self.rows = min(shape.rows, regions)
+        self.rows = layout.bundle_rows(1 << group_log2, kept, shape.arch)
+        unit = layout.unit_bytes(shape.arch)
         codes = here * layout.window_codes(kept)
         counts = range(self.rows + 1)
-        self.codes_bytes = [-(-rows * codes * bits // 8) for rows in counts]
-        self.position_bits = [rows * here * layout.position_bits(kept) for rows in counts]
+        self.codes_units = [-(-rows * codes * bits // (8 * unit)) for rows in counts]
+        self.position_bytes = [-(-rows * here * layout.position_bits(kept) // 8)
+                               for rows in counts]
         together = shape.parts_together(bits, kept) * shape.beat_bytes * bits // 8
-        self.step_bytes = together // 2 if kept == 4 else together
+        self.step_units = (together // 2 if kept == 4 else together) // unit
         low = (1 << here) - 1
         if kept == 12:
             self.used = low | low << shape.windows

@@ -1,15 +1,21 @@
 """Cut a weight stream into the steps that the unpacker makes, one a clock."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+
+from itertools import product
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
-from alula.hw import layout, numerics
+from alula.hw import layout
 from alula.hw.choice import choose, ones
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane.shape import (
     CHUNK_BITS,
     GROUPS_BITS,
+    GROUPS_LOG2,
+    KEPT,
     STRIPS_BITS,
     TileFormat,
     format_keys,
@@ -32,15 +38,15 @@ class Kind(enum.Enum, shape=2):
 def step_layout(shape):
     """Return the layout of a step.
 
-    ``offset`` and ``coded_offset`` are where what it takes begins: bytes in the stream's front,
-    bits in the position codes'. ``count`` rows of a tile's ``present`` rows are in a bundle, after
+    ``offset`` and ``coded_offset`` are where what it takes begins: units in the stream's front,
+    bytes in the position codes'. ``count`` rows of a tile's ``present`` rows are in a bundle, after
     ``done`` ones; a row, or its chunk, has ``2**windows_log2`` windows. ``sub`` numbers the steps
     of a bundle, which is there with the ``last_sub``. ``item`` and ``zero_item`` number the scales
     and zero points of its rows in the segment; ``item`` is a word's number if a step writes them.
     """
     return data.StructLayout({
-        "valid": 1, "kind": Kind, "offset": range(shape.beat_bytes),
-        "coded_offset": range(8 * shape.beat_bytes), "width": 2, "kept": 2, "zero_points": 1,
+        "valid": 1, "kind": Kind, "offset": range(layout.UNITS),
+        "coded_offset": range(shape.beat_bytes), "width": 2, "kept": 2, "zero_points": 1,
         "windows_log2": 3, "regions_log2": shape.regions_bits, "count": 3, "done": 4,
         "present": TILE_ROWS, "used": shape.half_windows, "sub": SUB_BITS, "last_sub": 1,
         "chunk": CHUNK_BITS, "last_chunk": 1, "last_of_tile": 1, "end_of_strip": 1, "item": 8,
@@ -52,10 +58,9 @@ def _format_table(shape):
     entries = []
     for key in format_keys():
         tile = TileFormat(shape, *key)
-        entry = dict(regions_log2=tile.regions_log2, rows_log2=tile.rows.bit_length() - 1,
-                     last_chunk=tile.chunks - 1, step=tile.step_bytes, used=tile.used,
-                     phase=tile.chunks * tile.position_bits[1] % 8)
-        for name, by_count in (("codes", tile.codes_bytes), ("coded", tile.position_bits)):
+        entry = dict(regions_log2=tile.regions_log2,
+                     last_chunk=tile.chunks - 1, step=tile.step_units, used=tile.used)
+        for name, by_count in (("codes", tile.codes_units), ("coded", tile.position_bytes)):
             for rows in range(1, shape.rows + 1):
                 entry[f"{name}_{rows}"] = by_count[min(rows, tile.rows)]
         entries.append(entry)
@@ -67,24 +72,17 @@ def _format_table(shape):
 def _tile_layout(shape, table):
     """Return the layout of a tile as its steps need it.
 
-    It has ``left`` bundles, or rows of chunks: of ``whole`` bytes of codes and ``whole_coded``
-    bits of position codes, the ``final`` one perhaps of fewer. The ``first`` may be the final one.
-    ``pad`` bits follow the tile's position codes.
+    It has ``left`` bundles, or rows of chunks: of ``whole`` units of codes and ``whole_coded``
+    bytes of position codes, the ``final`` one perhaps of fewer. The ``first`` may be the final one.
     """
     codes, coded = table[f"codes_{shape.rows}"].shape, table[f"coded_{shape.rows}"].shape
     return data.StructLayout({
         "present": TILE_ROWS, "kept": 2, "width": 2, "zero_points": 1,
         **{name: table[name].shape for name in ("regions_log2", "last_chunk", "step", "used")},
-        "left": range(TILE_ROWS + 1), "pad": 3,
+        "left": range(TILE_ROWS + 1),
         "whole": codes, "final": codes, "first": codes,
         "whole_coded": coded, "final_coded": coded, "first_coded": coded,
         "final_count": 3, "first_count": 3})
-
-
-def _times(count, factor):
-    """Return a small product as a sum of shifts."""
-    return sum((count << bit for bit in range(factor.bit_length()) if factor >> bit & 1),
-               Const(0, 1))
 
 
 class Steps(wiring.Component):
@@ -97,23 +95,24 @@ class Steps(wiring.Component):
     enable : ``In(1)``
         The pipeline behind takes a step in this clock.
     head : ``In(8 * beat_bytes)``, ready : ``In(1)``, offset : ``In``, fits : ``In(1)``
-    size : ``Out``, take, drop : ``Out(1)``
-        The stream's :class:`alula.hw.lane.gear.Gear`, in bytes; ``head`` is its first word.
-    coded_offset, coded_fits : ``In``; coded_size, coded_take, coded_drop : ``Out``
-        That of the position codes, in bits.
+    size : ``Out``, take, drop : ``Out(1)``; the size is a register.
+        The stream's :class:`alula.hw.lane.gear.Gear`, in units; ``head`` is its first word.
+    coded_offset, coded_fits : ``In``; coded_size, coded_rest, coded_take, coded_drop : ``Out``
+        That of the position codes, in bytes.
     step : ``Out(step_layout)``
         A register; it changes when ``enable``.
     """
 
     def __init__(self, arch, shape):
         self.arch, self.shape = arch, shape
-        size, bits = range(shape.beat_bytes + 1), 8 * shape.beat_bytes
+        size, coded = range(layout.UNITS + 1), shape.beat_bytes
         super().__init__({
             "start": In(stream.Signature(START)), "enable": In(1),
-            "head": In(bits), "ready": In(1), "offset": In(range(shape.beat_bytes)),
+            "head": In(8 * shape.beat_bytes), "ready": In(1), "offset": In(range(layout.UNITS)),
             "fits": In(1), "size": Out(size), "take": Out(1), "drop": Out(1),
-            "coded_offset": In(range(bits)), "coded_fits": In(1),
-            "coded_size": Out(range(bits + 1)), "coded_take": Out(1), "coded_drop": Out(1),
+            "coded_offset": In(range(coded)), "coded_fits": In(1),
+            "coded_size": Out(range(coded + 1)), "coded_rest": Out(range(coded + 1)),
+            "coded_take": Out(1), "coded_drop": Out(1),
             "step": Out(step_layout(shape))})
 
     def elaborate(self, platform):
@@ -121,12 +120,13 @@ class Steps(wiring.Component):
         self.issue, self.kind = Signal(), Signal(Kind)
         self.tile_codes = Signal()  # codes are being taken
         self.last_tile, self.end_of_strip = Signal(), Signal()
-        self.scales_left, self.zeros_left = Signal(9), Signal(9)
+        self.scales_left, self.zeros_left = (Signal(layout.TOTAL_BITS, name=name)
+                                             for name in ("scales_left", "zeros_left"))
+        self.positions_left = Signal(2 * layout.TOTAL_BITS)
         self.groups, self.group_log2 = Signal(GROUPS_BITS), Signal(4)
         self.strips, self.tiles = Signal(STRIPS_BITS), Signal(GROUPS_BITS)
         self.segment = Signal(range(SEGMENT_TILES + 1))  # tiles of this segment
         self._headers()
-        self._count_positions()
         self._tiles()
         self._plan()
         self._sections()
@@ -134,65 +134,38 @@ class Steps(wiring.Component):
         return m
 
     def _headers(self):
-        """Keep the headers of a segment, and count its scales and zero points."""
+        """Keep the headers of a segment, and its totals."""
         m, per_beat = self.m, self.shape.beat_bytes // layout.HEADER_BYTES
         self.headers = Signal(HEADER_BITS * SEGMENT_TILES, reset_less=True)
         self.headed = Signal(range(SEGMENT_TILES + per_beat + 1))  # tiles whose headers are there
         self.read_head = Signal()
-        self.sparse = Signal()  # a tile of the segment is
-        self.counted = Signal(3)  # a beat of headers at each stage of counting
+        self.head_words = Signal(range(SEGMENT_TILES + 1))  # of headers that are to come
         words = [self.head[32 * i:32 * i + HEADER_BITS] for i in range(per_beat)]
-        left = Signal(range(SEGMENT_TILES + 1))
-        m.d.comb += left.eq(self.segment - self.headed)
-        counts, zeros, sparse = [], [], []
-        for i, word in enumerate(words):
-            here = Signal(HEADER_BITS, reset_less=True)
-            count, zero = Signal(5, reset_less=True), Signal(5, reset_less=True)
-            m.d.sync += [here.eq(Mux(i < left, word, 0)), count.eq(ones(here[:TILE_ROWS])),
-                         zero.eq(Mux(here[-1], ones(here[:TILE_ROWS]), 0))]
-            counts.append(count)
-            zeros.append(zero)
-            sparse.append(here[TILE_ROWS:TILE_ROWS + 4].any())
-        self.scales_here, self.zeros_here = Signal(9), Signal(9)
-        m.d.comb += [self.scales_here.eq(Mux(self.counted[1], sum(counts), 0)),
-                     self.zeros_here.eq(Mux(self.counted[1], sum(zeros), 0))]
-        m.d.sync += self.counted.eq(Cat(self.read_head, self.counted))
-        with m.If(self.counted[0] & Cat(sparse).any()):
-            m.d.sync += self.sparse.eq(1)
+        scales, zeros, *positions = (self.head[32 * i + HEADER_BITS:32 * (i + 1)]
+                                     for i in range(layout.TOTALS))
         with m.If(self.read_head):
             m.d.sync += self.headed.eq(self.headed + per_beat)
+            self._begin_headers(self.head_words - per_beat)
             for first in range(0, SEGMENT_TILES, per_beat):
                 with m.If(self.headed == first):
                     target = self.headers[first * HEADER_BITS:(first + per_beat) * HEADER_BITS]
                     m.d.sync += target.eq(Cat(words))
-        self.head_bytes = Signal(range(self.shape.beat_bytes + 1))
-        m.d.comb += self.head_bytes.eq(Mux(left > per_beat, per_beat, left) << 2)
+        with m.If(self.read_head & (self.headed == 0)):
+            m.d.sync += [self.scales_left.eq(scales), self.zeros_left.eq(zeros),
+                         self.positions_left.eq(Cat(positions))]
 
-    def _count_positions(self):
-        """Count the bytes of the segment's position codes, a tile a clock."""
-        m = self.m
-        self.weighed = Signal(range(SEGMENT_TILES + 1))  # tiles that are looked at
-        self.positions_left = Signal(range(layout.positions_bytes(
-            SEGMENT_TILES * TILE_ROWS, max(numerics.GROUPS), 8) + 1))
-        self.positions_more, self.positions_known = Signal(10), Signal()
-        header = Signal(HEADER_BITS, reset_less=True)
-        count, kept = Signal(5, reset_less=True), Signal(2, reset_less=True)
-        bits, here = Signal(8, reset_less=True), Signal(10)  # of a row's windows, of the tile
-        valid, look = Signal(3), Signal()
-        by_kept = Array([Const(0, 1), *(_times(count, layout.KEPT_PATTERNS[4 * quarters])
-                                        for quarters in (1, 2, 3))])
-        m.d.comb += [
-            look.eq((self.weighed < self.headed) & (self.weighed != self.segment)),
-            here.eq(((bits << (self.group_log2 - 4)[:3]) + 7) >> 3),
-            self.positions_known.eq((self.weighed == self.segment) & ~valid.any()),
-        ]
-        m.d.sync += [
-            valid.eq(Cat(look, valid)), self.weighed.eq(self.weighed + look),
-            header.eq(self.headers.word_select(self.weighed[:4], HEADER_BITS)),
-            count.eq(ones(header[:TILE_ROWS])), kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
-            bits.eq(by_kept[kept]),
-        ]
-        m.d.comb += self.positions_more.eq(Mux(valid[2], here, 0))
+    def _begin_headers(self, words):
+        """Next is a beat with some headers, or all of it."""
+        per_beat = self.shape.beat_bytes // layout.HEADER_BYTES
+        self.m.d.sync += [self.head_words.eq(words), self.size.eq(Mux(
+            words > per_beat, layout.UNITS,
+            self._units(words[:ceil_log2(per_beat + 1)], layout.HEADER_BYTES)))]
+
+    def _units(self, count, each):
+        """Return the units that so many of ``each`` bytes take."""
+        unit = layout.unit_bytes(self.arch)
+        return count * (each // unit) if each > unit else count + (unit // each - 1) >> ceil_log2(
+            unit // each)
 
     def _tiles(self):
         """Look up the tiles of a segment, three ahead of the current one."""
@@ -239,19 +212,20 @@ class Steps(wiring.Component):
         m, planned = self.m, Signal.like(self.next, name="planned")
         names = range(1, self.shape.rows + 1)
         rest = Signal(3)  # rows of a bundle that is not full
-        full, single = Signal(5), Signal()
+        full, single, rows = Signal(5), Signal(), Signal(3)
+        # Not of the constants, which come late in a clock.
+        rows_log2 = Signal(2)
         m.d.comb += [
-            rest.eq(count & ((1 << constants.rows_log2) - 1)),
-            full.eq(count >> constants.rows_log2), single.eq(planned.left == 1),
+            rows_log2.eq(self._rows_log2(header)), rows.eq(1 << rows_log2),
+            rest.eq(count & (rows - 1)[:3]),
+            full.eq(count >> rows_log2), single.eq(count <= rows),
             planned.present.eq(header[:TILE_ROWS]),
             planned.kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
             planned.width.eq(header[TILE_ROWS + 4:TILE_ROWS + 6]),
             planned.zero_points.eq(header[-1]),
             planned.left.eq(full + ((rest != 0) | (count == 0))),
-            planned.pad.eq(0 - count * constants.phase),
-            planned.final_count.eq(Mux((rest == 0) & (count != 0), 1 << constants.rows_log2,
-                                       rest)),
-            planned.first_count.eq(Mux(single, planned.final_count, 1 << constants.rows_log2)),
+            planned.final_count.eq(Mux((rest == 0) & (count != 0), rows, rest)),
+            planned.first_count.eq(Mux(single, planned.final_count, rows)),
         ]
         m.d.comb += [planned[name].eq(constants[name])
                      for name in ("regions_log2", "last_chunk", "step", "used")]
@@ -259,23 +233,29 @@ class Steps(wiring.Component):
             by_rows = [Const(0, 1), *(constants[f"{theirs}_{n}"] for n in names)]
             whole, final, first = (planned[f"{name}{mine}" if mine else name]
                                    for name in ("whole", "final", "first"))
-            pad = planned.pad if mine else 0
             m.d.comb += [whole.eq(by_rows[self.shape.rows]),
                          final.eq(choose(planned.final_count, by_rows)),
-                         first.eq(Mux(single, final + Mux(constants.last_chunk == 0, pad, 0),
-                                      whole))]
+                         first.eq(Mux(single, final, whole))]
         return planned
+
+    def _rows_log2(self, header):
+        """Return log2 of the most rows in a bundle of a tile."""
+        rows = [layout.bundle_rows(1 << group_log2, kept, self.arch).bit_length() - 1
+                for group_log2, kept in product(GROUPS_LOG2, KEPT)]
+        kept = header[TILE_ROWS + 2:TILE_ROWS + 4]
+        return choose(Cat(kept, (self.group_log2 - GROUPS_LOG2[0])[:3]),
+                      [Const(log2, 2) for log2 in rows])
 
     def _plan(self):
         """Decide what the next step takes of a bundle's codes, a clock ahead."""
-        m, shape, tile, ahead = self.m, self.shape, self.tile, self.next
+        m, tile, ahead = self.m, self.tile, self.next
         self.left = Signal.like(tile.left)  # bundles or rows, with this one
         self.done, self.count = Signal(5), Signal(3)  # rows through, and of this bundle
         self.chunk, self.sub = Signal(CHUNK_BITS), Signal(SUB_BITS)
-        self.size_of_codes, after = (Signal(range(shape.slots + 1), name=name)
-                                     for name in ("size_of_codes", "after"))
+        self.size_of_codes, after = Signal.like(self.size), Signal.like(tile.whole)
+        self.first_size = Signal.like(tile.step)
         self.last_sub, self.no_codes = Signal(), Signal()
-        self.coded, self.no_coded = Signal.like(tile.first_coded), Signal()
+        self.no_coded = Signal()
         self.row_done, self.last_step = Signal(), Signal()
         self.bundle_done, self.finished = Signal(), Signal()
         single, final_next = Signal(), Signal()
@@ -290,30 +270,34 @@ class Steps(wiring.Component):
 
         def take(codes, step):
             last = codes <= step
-            m.d.sync += [self.size_of_codes.eq(Mux(last, codes, step)), after.eq(codes - step),
+            size = Mux(last, codes, step)
+            m.d.sync += [self.size_of_codes.eq(size), after.eq(codes - step),
                          self.last_sub.eq(last), self.no_codes.eq(codes == 0)]
+            with m.If(self.tile_codes):
+                m.d.sync += self.size.eq(size)
+
+        def take_coded(coded):
+            m.d.sync += [self.coded_size.eq(coded), self.no_coded.eq(coded == 0),
+                         self.coded_rest.eq(self.shape.beat_bytes - coded)]
 
         with m.If(self.issue & self.tile_codes):
             take(after, tile.step)
             m.d.sync += self.sub.eq(self.sub + 1)
         with m.If(self.bundle_done):
             take(Mux(final_next, tile.final, tile.whole), tile.step)
-            last = Mux(self.row_done, final_next & (tile.last_chunk == 0),
-                       single & (self.chunk + 1 == tile.last_chunk))
-            coded = Mux(final_next, tile.final_coded, tile.whole_coded)
-            m.d.sync += [self.sub.eq(0), self.coded.eq(coded + Mux(last, tile.pad, 0)),
-                         self.no_coded.eq(coded == 0), self.chunk.eq(self.chunk + 1)]
+            take_coded(Mux(final_next, tile.final_coded, tile.whole_coded))
+            m.d.sync += [self.sub.eq(0), self.chunk.eq(self.chunk + 1)]
             with m.If(self.row_done):
                 m.d.sync += [self.chunk.eq(0), self.left.eq(self.left - 1),
                              self.done.eq(self.done + self.count)]
             with m.If(final_next):
                 m.d.sync += self.count.eq(tile.final_count)
+        m.d.comb += self.first_size.eq(Mux(ahead.first <= ahead.step, ahead.first, ahead.step))
         with m.If(self.load):
             take(ahead.first, ahead.step)
+            take_coded(ahead.first_coded)
             m.d.sync += [self.left.eq(ahead.left), self.count.eq(ahead.first_count),
-                         self.done.eq(0), self.chunk.eq(0), self.sub.eq(0),
-                         self.coded.eq(ahead.first_coded),
-                         self.no_coded.eq(ahead.first_coded == 0)]
+                         self.done.eq(0), self.chunk.eq(0), self.sub.eq(0)]
 
     def _sections(self):
         """Go through a segment's sections."""
@@ -323,54 +307,56 @@ class Steps(wiring.Component):
         tiles_here = Signal(range(SEGMENT_TILES + 1))  # tiles of the segment that are begun
         self.scale, self.zero = Signal(9), Signal(9)  # of the segment, through
         there, nothing = Signal(), Signal()  # a step may be, and takes nothing
-        # What a section's next step takes is known a clock ahead.
-        size, known, last, empty = Signal.like(self.size), Signal(), Signal(), Signal()
+        last, empty = Signal(), Signal()  # of a section's next step
+        has_zeros, has_positions = Signal(), Signal()
         m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
                      self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
 
+        following = Signal.like(self.tiles)  # tiles left in the strip with the next segment
+        m.d.sync += following.eq(Mux(self.end_of_strip, self.groups, self.tiles - self.segment))
+
         def segment_of(tiles):
             """Of so many tiles left in the strip, up to sixteen are the next segment."""
-            m.d.sync += [self.tiles.eq(tiles), self.segment.eq(
-                Mux(tiles > SEGMENT_TILES, SEGMENT_TILES, tiles))]
+            many = tiles > SEGMENT_TILES
+            m.d.sync += [self.tiles.eq(tiles), self.segment.eq(Mux(many, SEGMENT_TILES, tiles))]
+            self._begin_headers(Mux(many, SEGMENT_TILES, Mux(
+                tiles < layout.TOTALS, layout.TOTALS, tiles))[:len(self.head_words)])
 
         def items(amount, each):
-            """Next is a step of scales or zero points, ``each`` bytes of one."""
+            """Next is a step of a section, of which so many are left, ``each`` bytes of one."""
             most = beat // each
-            m.d.sync += [known.eq(1), last.eq(amount <= most), empty.eq(amount == 0),
-                         size.eq(Mux(amount > most, most, amount) << (each - 1))]
-
-        def positions(left):
-            m.d.sync += [self.positions_left.eq(left), size.eq(Mux(left >= beat, beat, left)),
-                         known.eq((left >= beat) | (self.positions_known & (left != 0)))]
+            m.d.sync += [last.eq(amount <= most), empty.eq(amount == 0),
+                         self.size.eq(Mux(amount > most, layout.UNITS,
+                                          self._units(amount[:most.bit_length()], each)))]
 
         def section(state, kind, amount, each, after):
             """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
             with m.State(state):
-                m.d.comb += [self.kind.eq(kind), there.eq(known), nothing.eq(empty)]
+                m.d.comb += [self.kind.eq(kind), there.eq(1), nothing.eq(empty)]
                 with m.If(self.issue):
-                    m.d.sync += [amount.eq(amount - (size >> (each - 1))),
-                                 self.word.eq(self.word + 1)]
+                    m.d.sync += [amount.eq(amount - beat // each), self.word.eq(self.word + 1)]
                     items(amount - beat // each, each)
                     with m.If(last):
                         m.d.sync += self.word.eq(0)
                         after()
 
-        def after_zeros():
+        def after_positions():
+            m.d.sync += self.size.eq(Mux(self.load, self.first_size, self.size_of_codes))
             m.next = "CODES"
-            with m.If(self.sparse):
-                positions(total)
+
+        def after_zeros():
+            after_positions()
+            with m.If(has_positions):
+                items(self.positions_left, 1)
                 m.next = "POSITIONS"
 
         def after_scales():
             after_zeros()
-            with m.If(self.zeros_left != 0):
+            with m.If(has_zeros):
                 items(self.zeros_left, 1)
                 m.next = "ZEROS"
 
-        total = Signal.like(self.positions_left)
-        m.d.comb += total.eq(self.positions_left + self.positions_more)
-        m.d.sync += self.positions_left.eq(total)
-        with m.FSM() as phase:
+        with m.FSM():
             with m.State("IDLE"):
                 start = self.start.payload
                 m.d.comb += self.start.ready.eq(1)
@@ -383,47 +369,34 @@ class Steps(wiring.Component):
                 aligned = self.offset == 0
                 m.d.comb += [self.drop.eq(~aligned), self.coded_drop.eq(self.coded_offset != 0),
                              self.read_head.eq(self.ready & aligned)]
-                with m.If(self.read_head & (self.headed + beat // 4 >= self.segment)):
-                    m.next = "COUNT"
-            with m.State("COUNT"), m.If(~self.counted[0]):
-                items(self.scales_left + self.scales_here, 2)
+                with m.If(self.read_head & (self.head_words <= beat // layout.HEADER_BYTES)):
+                    m.next = "TOTALS"
+            with m.State("TOTALS"):
+                m.d.sync += [has_zeros.eq(self.zeros_left != 0),
+                             has_positions.eq(self.positions_left != 0)]
+                items(self.scales_left, 2)
                 m.next = "SCALES"
             section("SCALES", Kind.SCALES, self.scales_left, 2, after_scales)
             section("ZEROS", Kind.ZERO_POINTS, self.zeros_left, 1, after_zeros)
-            with m.State("POSITIONS"):
-                m.d.comb += [self.kind.eq(Kind.POSITIONS), there.eq(known)]
-                positions(total)
-                with m.If(self.issue):
-                    positions(total - size)
-                with m.If(self.positions_known & (self.positions_left
-                                                  == Mux(self.issue, size, 0))):
-                    m.next = "CODES"
+            section("POSITIONS", Kind.POSITIONS, self.positions_left, 1, after_positions)
             with m.State("CODES"):
                 m.d.comb += [self.kind.eq(Kind.CODES), self.tile_codes.eq(1),
                              nothing.eq(self.no_codes),
                              there.eq(self.has_tile & (~self.last_sub | self.no_coded
                                                     | self.coded_fits))]
                 with m.If(self.finished & self.last_tile):
-                    m.d.sync += [self.headed.eq(0), self.looked.eq(0), self.weighed.eq(0),
-                                 self.sparse.eq(0)]
+                    m.d.sync += [self.headed.eq(0), self.looked.eq(0)]
                     m.next = "HEADERS"
-                    segment_of(self.tiles - self.segment)
+                    segment_of(following)
                     with m.If(self.end_of_strip):
                         m.d.sync += self.strips.eq(self.strips - 1)
-                        segment_of(self.groups)
                         with m.If(self.strips == 1):
                             m.next = "IDLE"
-        with m.If(~phase.ongoing("SCALES") & ~phase.ongoing("ZEROS")):
-            m.d.sync += [self.scales_left.eq(self.scales_left + self.scales_here),
-                         self.zeros_left.eq(self.zeros_left + self.zeros_here)]
         m.d.comb += [
-            # Not in the states, so that it is a choice of three, at the start of a long way.
-            self.size.eq(Mux(phase.ongoing("CODES"), self.size_of_codes,
-                             Mux(phase.ongoing("HEADERS"), self.head_bytes, size))),
             self.issue.eq(self.enable & there & (nothing | self.fits)),
             self.take.eq(self.issue | self.read_head),
             self.bundle_done.eq(self.issue & self.tile_codes & self.last_sub),
-            self.coded_size.eq(self.coded), self.coded_take.eq(self.bundle_done),
+            self.coded_take.eq(self.bundle_done),
         ]
         with m.If(self.load):
             m.d.sync += tiles_here.eq(tiles_here + 1)

@@ -18,7 +18,7 @@ from alula.hw.lane.steps import START, Kind, Steps, step_layout
 from alula.hw.lane.window import window
 from alula.hw.passive import passive
 
-COARSE_BYTES, COARSE_BITS = 16, 128  # the first shift's unit: of the stream, of position codes
+COARSE_UNITS_LOG2, COARSE_BYTES_LOG2 = 1, 4  # the first shift's: of the stream, of position codes
 TAKEN = 2  # stage at which what a step takes is at its place
 LATENCY = TAKEN + positions.LATENCY  # stages to a bundle
 QUAD = 4  # slots that take their codes together
@@ -77,9 +77,10 @@ class Unpacker(wiring.Component):
         m.d.comb += self.bundles.valid.eq(valid[-1])
 
         beat_bits = 8 * self.shape.beat_bytes
-        taken = self._register(window(m, near, steps.step.offset[:4], beat_bits, 8))
-        fine = steps.step.coded_offset[:(COARSE_BITS - 1).bit_length()]
-        coded = self._register(window(m, coded_near, fine, self._coded_bits()))
+        taken = self._register(window(m, near, steps.step.offset[:COARSE_UNITS_LOG2], beat_bits,
+                                      beat_bits // layout.UNITS))
+        coded = self._register(window(m, coded_near, steps.step.coded_offset[:COARSE_BYTES_LOG2],
+                                      self._coded_bits(), 8))
         scales, zeros = self._items(taken)
         self._positions(taken)
         lows = self._selects(coded)
@@ -97,9 +98,11 @@ class Unpacker(wiring.Component):
         """Return the bits around what a step takes, from the beats and from position codes."""
         m, shape = self.m, self.shape
         beat_bits = 8 * shape.beat_bytes
-        m.submodules.gear = gear = Gear(beat_bits, 8)
-        m.submodules.coded_gear = coded = Gear(beat_bits, 1, every_clock=False)
-        most = layout.positions_bytes(SEGMENT_TILES * TILE_ROWS, max(numerics.GROUPS), 8)
+        unit = beat_bits // layout.UNITS
+        m.submodules.gear = gear = Gear(beat_bits, unit)
+        m.submodules.coded_gear = coded = Gear(beat_bits, 8, every_clock=False)
+        most = SEGMENT_TILES * layout.positions_bytes(TILE_ROWS, max(numerics.GROUPS), 8,
+                                                      self.arch)
         m.submodules.coded_words = self.coded_words = words = WordQueue(
             beat_bits, 1 << (most // shape.beat_bytes).bit_length())
         wiring.connect(m, wiring.flipped(self.beats), gear.words)
@@ -109,14 +112,18 @@ class Unpacker(wiring.Component):
             steps.fits.eq(gear.fits), gear.size.eq(steps.size), gear.take.eq(steps.take),
             gear.drop.eq(steps.drop),
             steps.coded_offset.eq(coded.offset), steps.coded_fits.eq(coded.fits),
+            gear.rest.eq(layout.UNITS - steps.size), coded.rest.eq(steps.coded_rest),
             coded.size.eq(steps.coded_size), coded.take.eq(steps.coded_take),
             coded.drop.eq(steps.coded_drop),
         ]
-        return (self._register(window(m, gear.front, gear.offset[4:],
-                                      beat_bits + 8 * COARSE_BYTES - 8, 8 * COARSE_BYTES)),
-                self._register(window(m, coded.front,
-                                      coded.offset[(COARSE_BITS - 1).bit_length():],
-                                      self._coded_bits() + COARSE_BITS - 1, COARSE_BITS)))
+        return (self._register(self._coarse(gear.front, gear.offset, COARSE_UNITS_LOG2, beat_bits,
+                                            unit)),
+                self._register(self._coarse(coded.front, coded.offset, COARSE_BYTES_LOG2,
+                                            self._coded_bits(), 8)))
+
+    def _coarse(self, front, offset, log2, width, unit):
+        """Return ``width`` bits from an offset on, and those before it up to ``2**log2`` units."""
+        return window(self.m, front, offset[log2:], width + unit * ((1 << log2) - 1), unit << log2)
 
     def _items(self, taken):
         """Write scales and zero points; return those of a step's rows, a stage later."""

@@ -18,7 +18,7 @@ def _gear(gear):
     valid, word = bench.free(1), bench.free(gear.bits)
     take, drop, size = bench.free(1), bench.free(1), bench.free(len(gear.size))
     m.d.comb += [gear.words.valid.eq(valid), gear.words.payload.eq(word), gear.take.eq(take),
-                 gear.drop.eq(drop), gear.size.eq(size)]
+                 gear.drop.eq(drop), gear.size.eq(size), gear.rest.eq(units - size)]
     bench.assume((size != 0) & (size <= units))
     bench.assume(~take | gear.fits)
     bench.assume(~drop | ((gear.offset != 0) & ~take))

@@ -60,13 +60,15 @@ def tiles(program: Program, insn: isa.Linear, stream: int) -> Iterator[frozenset
                 count = min(SEGMENT_TILES, groups - first)
                 begin = at
                 words = image[at:at + 4 * count].copy().view("<u4")
-                at += 4 * count
+                sizes = np.zeros(len(layout.SECTIONS), int)
+                sizes[0] = layout.HEADER_BYTES * layout.header_words(count)
                 for word in words:
                     present, kept, bits, zeros = layout.parse_header(int(word))
                     rows = present.bit_count()
-                    at += (rows * (layout.SCALE_BYTES + zeros * layout.ZERO_POINT_BYTES)
-                           + layout.positions_bytes(rows, group, kept)
-                           + layout.codes_bytes(rows, group, kept, bits))
+                    sizes += (0, rows * layout.SCALE_BYTES,
+                              rows * zeros * layout.ZERO_POINT_BYTES,
+                              layout.positions_bytes(rows, group, kept, program.arch),
+                              layout.codes_bytes(rows, group, kept, bits, program.arch))
                     yield frozenset({
                         ("bits", f"W{bits}"), ("group", f"G{group}"),
                         ("zeros", "zero points" if zeros else "symmetric"),
@@ -74,7 +76,8 @@ def tiles(program: Program, insn: isa.Linear, stream: int) -> Iterator[frozenset
                          f"{kept}:16" if kept else "dense"),
                         ("presence", "no rows" if not rows else
                          "all rows" if rows == TILE_ROWS else "some rows")})
-                at = begin + -(-(at - begin) // program.arch.beat_bytes) * program.arch.beat_bytes
+                size = int((sizes + layout.padding(sizes, program.arch)).sum())
+                at = begin + size + -size % program.arch.beat_bytes
 
 
 def streams_of(program: Program, ran: set[int]) -> Iterator[tuple[isa.Linear, int]]:

@@ -86,7 +86,7 @@ def test_dense_strip_is_what_packing_makes(bits, group, tiles, beat):
     rows = Codes(codes, np.ones((16, tiles), np.float32),
                  np.full((16, tiles), 1 << (bits - 1), np.uint8))
     _, _, stats = _pack(rows, bits, group, _build(beat))
-    assert stats == dense_strip(bits, group, tiles, beat)
+    assert stats == dense_strip(bits, group, tiles, _build(beat))
 
 
 @pytest.mark.parametrize("kept, bits_per_weight", [(4, (4 * 4 + 11) / 16), (8, (8 * 4 + 14) / 16),

@@ -94,7 +94,8 @@ def test_pack_header_wrong():
     program, i = stream(0)
     start = int(program.lanes[0][:4].view("<u4")[0]) * isa.WORD_BYTES
     program.lanes[0][start + 3] = 0x80
-    with pytest.raises(ValueError, match=r"^the spare bits of a tile header must be 0, not 0x100$"):
+    with pytest.raises(StreamError, match=r"^a segment's headers must give the totals "
+                                          r"\(11, 0, 132, 0\), not \(257, 0, 132, 0\)$"):
         pack(program, 0, i)
 
 
