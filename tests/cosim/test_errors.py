@@ -32,7 +32,7 @@ class Victim(Pair):
         for number in range(seed, seed + 100_000, 1000):
             made = case(number, ARCHS[name], **choices)
             self.step = made.steps[0]
-            self.ran = sorted(executed(made.program, bool(self.step.header["head"])))
+            self.ran = sorted(executed(made.program, self.step))
             self.found = [at for at in self.ran
                           if wanted is None or isinstance(made.program.instructions[at], wanted)]
             if self.found:
