@@ -381,7 +381,7 @@ class _Emitter:
         assert isinstance(op, Attention)
         query, key, value = self._codes(index, node)
         offset = self.layer_starts[op.layer]
-        heads = {"kv_heads": op.kv_heads, "head_dim": op.head_dim}
+        heads: dict[str, Any] = {"kv_heads": op.kv_heads, "head_dim": op.head_dim}
         return [
             isa.StoreKeyValue(register=_CACHE, offset=offset, key=key, value=value, **heads),
             isa.LoadPages(register=_CACHE, offset=offset, window=op.window, **heads),

@@ -410,14 +410,14 @@ def _check_rows(code: list[Instruction], body: list[int | _Loop], *, halves: boo
             loop = code[item.at]
             assert isinstance(loop, isa.Loop)
             _check_rows(code, item.body, halves=halves or loop.source is Count.HALVES)
-        elif code[item].rows is not isa.Rows.ALL and not (
-                halves and isinstance(code[item], _HALVED)):
-            raise VerifyError(f"{_where(item, code[item])}: rows must be ALL, outside of a loop of "
-                              "HALVES and for what is done once a step")
-        elif isinstance(code[item], isa.Quantize) and code[item].packed and (
-                code[item].rows is not isa.Rows.SECOND):
-            raise VerifyError(f"{_where(item, code[item])}: only codes of the second half's rows "
-                              "can be packed")
+            continue
+        i = code[item]
+        if i.rows is not isa.Rows.ALL and not (halves and isinstance(i, _HALVED)):
+            raise VerifyError(f"{_where(item, i)}: rows must be ALL, outside of a loop of HALVES "
+                              "and for what is done once a step")
+        if isinstance(i, isa.Quantize) and i.packed and i.rows is not isa.Rows.SECOND:
+            raise VerifyError(f"{_where(item, i)}: only codes of the second half's rows can be "
+                              "packed")
 
 
 def _check_strips(code: list[Instruction], tree: list[int | _Loop], program: Program) -> None:

@@ -21,7 +21,7 @@ from alula.sim.memory import DRAMS, MemoryModel
 
 MEMORIES = {"u55c": "hbm2", "u280": "hbm2", "u50": "hbm2", "zcu104": "ddr4-2400",
             "kv260": "ddr4-2400", "pynq-z2": "ddr3-1050"}
-PASSES = 2  # of the loop over layers that are simulated; the others are like the last
+PASSES = 3  # of the loop over layers that are simulated; the others are like the last
 
 
 def memory_of(arch: ArchConfig) -> str:

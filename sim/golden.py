@@ -98,10 +98,10 @@ def linear(machine: Machine, i: isa.Linear) -> None:
         machine.matrices[stream] = _read_matrix(machine, stream, i)
     matrix = machine.matrices[stream]
     group = 1 << i.group_log2
-    codes, scales = (part[:len(machine.span)] for part in machine.quantized(
-        i.source, -(-i.inputs // group), group))
+    codes, scales = machine.quantized(i.source, -(-i.inputs // group), group)
+    count = len(machine.span)
     machine.vectors(i.target, matrix.codes.shape[1])[:] = numerics.linear(
-        matrix.codes, matrix.scales, codes, scales, matrix.exponent, matrix.present)
+        matrix.codes, matrix.scales, codes[:count], scales[:count], matrix.exponent, matrix.present)
 
 
 def _read_matrix(machine: Machine, address: int, i: isa.Linear) -> Matrix:
