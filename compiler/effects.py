@@ -26,10 +26,12 @@ class Range(NamedTuple):
     space: Space
     start: int
     stop: int
+    rows: isa.Rows = isa.Rows.ALL
 
     def overlaps(self, other: Range) -> bool:
         return (self.space is other.space and self.start < other.stop
-                and other.start < self.stop)
+                and other.start < self.stop
+                and (self.rows is other.rows or isa.Rows.ALL in (self.rows, other.rows)))
 
 
 @dataclass(frozen=True)
@@ -122,4 +124,22 @@ SIZES = {Space.VECTOR: "vector_elements", Space.CODES: "activation_elements",
 def effects(instruction: isa.Instruction) -> Effects:
     """Return what an instruction reads and writes on chip."""
     rule = _EFFECTS.get(type(instruction))
-    return rule(instruction) if rule else Effects()
+    found = rule(instruction) if rule else Effects()
+    if instruction.rows is isa.Rows.ALL:
+        return found
+    return Effects(tuple(_of_rows(access, instruction) for access in found.reads),
+                   tuple(_of_rows(access, instruction) for access in found.writes))
+
+
+def _of_rows(access: Range, i: isa.Instruction) -> Range:
+    """Return a range of an instruction that is for one half of the rows."""
+    rows = i.rows
+    if access.space is Space.CODES:
+        packed = i.packed if isinstance(i, isa.Quantize) else isinstance(i, isa.Linear)
+        if packed:
+            rows = isa.Rows.FIRST
+        elif isinstance(i, isa.Attend) and access.start != i.query and rows is isa.Rows.SECOND:
+            rows = isa.Rows.ALL  # rows follow earlier ones
+    elif access.space is not Space.VECTOR:
+        return access
+    return access._replace(rows=rows)

@@ -28,6 +28,7 @@ from alula.compiler.graph import (
     Slice,
     sizes,
 )
+from alula.compiler.halves import join, phases
 from alula.compiler.pieces import cut, rows
 from alula.compiler.place import CodesKey, Placement, param_of, quantized_inputs, table_key
 from alula.compiler.schedule import BARRIER, Item, LoopBlock
@@ -89,6 +90,7 @@ class _Emitter:
         self.quantized: set[CodesKey] = set()  # copies that the section has made
         self.made: dict[str, list[CodesKey]] = {}
         self.pieces = cut(graph, arch)
+        self.rows = isa.Rows.ALL  # that instructions are for
 
     def _layer_starts(self) -> list[int]:
         """Return the first word of each layer in a cache slot, and at the end the slot's words."""
@@ -104,15 +106,73 @@ class _Emitter:
         draft.slot_words = max(self.layer_starts[-1], 1)
         draft.logits_stride = words(self.placement.chunk * self.placement.chunks)
         body: list[Item] = [isa.SetAddress(register=_TOP, value=0)]
-        step: list[Item] = self._rope_tables()
-        for index, part in enumerate(self.parts):
-            step += self._section(index, part)
+        step = self._layers()
         step += [BARRIER, LoopBlock(self._head(), source=Count.HEAD)]
         step.append(isa.AddAddress(register=_TOP,
                                    value=words(self.arch.rows * layout.TOP_ROW.itemsize, 1)))
         draft.items = [isa.ReadStep(register=_NONE, offset=0), BARRIER, *body,
                        LoopBlock(step, source=Count.REPEATS), BARRIER, isa.End()]
         return draft
+
+    def _layers(self) -> list[Item]:
+        """Emit all but the head, for all rows at once, and if it pays also in two halves."""
+        whole = self._rope_tables()
+        halves = list(whole)
+        for index, part in enumerate(self.parts):
+            first_stream, first_param = len(self.draft.streams), self.draft.param_words
+            bodies = {}
+            for some in isa.Rows if self.placement.halves else [isa.Rows.ALL]:
+                self.rows = some
+                bodies[some] = self._body(index, part, first_stream, first_param)
+            self.rows = isa.Rows.ALL
+            self._register(part)
+            steps = {_STREAM: self.streams_used, _PARAM: self.param_used,
+                     _CACHE: self._cache_step(part) if len(part.passes) > 1 else 0}
+            used = {register: step for register, step in steps.items() if step}
+            whole += self._loop(part, bodies[isa.Rows.ALL], used)
+            if len(part.passes) == 1:
+                halves += sum(bodies[isa.Rows.ALL].values(), [])
+            elif self.placement.halves:
+                halves += self._in_halves(part, bodies, used)
+        if not self.placement.halves:
+            return whole
+        # Of rows whose logits no one wants, the last layer's keys and values are all that counts.
+        stored = 1 + max((at for at, item in enumerate(halves)
+                          if isinstance(item, isa.StoreKeyValue)), default=-1)
+        halves = [*halves[:stored], BARRIER, LoopBlock(halves[stored:], source=Count.HEAD)]
+        return [LoopBlock(whole, source=Count.WHOLE), BARRIER,
+                LoopBlock(halves, source=Count.HALVES)]
+
+    def _loop(self, part: Section, body: dict[int, list[Item]],
+              used: dict[int, int]) -> list[Item]:
+        """Return a section's passes over a body, given by phases."""
+        items: list[Item] = sum(body.values(), [])
+        if len(part.passes) == 1:
+            return items
+        zero, more = _registers(used)
+        return [*zero, LoopBlock([*items, *more], count=len(part.passes)), *zero]
+
+    def _in_halves(self, part: Section, bodies: dict[isa.Rows, dict[int, list[Item]]],
+                   used: dict[int, int]) -> list[Item]:
+        """Return a section's passes in two halves; see :mod:`alula.compiler.halves`."""
+        first, second = bodies[isa.Rows.FIRST], bodies[isa.Rows.SECOND]
+        last = max(first)
+        zero, more = _registers(used)
+        turns = {phase: first[phase] + second[phase] for phase in range(1, last)}
+        for phase in range(2, last):
+            joined = join(bodies[isa.Rows.ALL][phase], first[phase], second[phase],
+                          second[phase - 1])
+            if joined:
+                made, turns[phase] = joined
+                turns[phase - 1] = first[phase - 1] + made
+        middle: list[Item] = [item for items in turns.values() for item in items]
+        begin = first.get(0, []) + second.get(0, [])
+        # Loads of this pass go before the registers move on.
+        loads, others = _split(first[last]), _split(second[last])
+        turn = [*middle, *loads[0], *others[0], *loads[1], *more, *first.get(0, []), *others[1],
+                *second.get(0, [])]
+        return [*zero, *begin, LoopBlock(turn, count=len(part.passes) - 1), *middle,
+                *first[last], *second[last], *zero]
 
     def _rope_tables(self) -> list[Item]:
         items: list[Item] = []
@@ -137,32 +197,40 @@ class _Emitter:
         self.draft.table_words += _up(table.rows * table.stride, 4)
         return at
 
-    def _section(self, index: int, part: Section) -> list[Item]:
-        """Emit a section; register its matrices and parameters, pass by pass."""
-        first_stream, first_param = len(self.draft.streams), self.draft.param_words
+    def _body(self, index: int, part: Section, first_stream: int,
+              first_param: int) -> dict[int, list[Item]]:
+        """Emit a pass of a section, by phases, for some rows."""
         self.quantized = set()
         self.made = self._made(index, part)
         self.streams_used, self.param_used = 0, 0
         layers = [node.op.layer for node in part.nodes if isinstance(node.op, Attention)]
-        body: list[Item] = []
-        for node in part.nodes:
+        found = phases(part)
+        body: dict[int, list[Item]] = {phase: [] for phase in found}
+        for node, phase in zip(part.nodes, found, strict=True):
             if node.name != self.graph.output:
-                body += self._node(index, node, first_stream, first_param, layers)
-                body += self._quantize(self.made.get(node.name, []))
+                body[phase] += self._node(index, node, first_stream, first_param, layers)
+                body[phase] += self._quantize(self.made.get(node.name, []))
         for source, target in self.placement.copies.get(index, []):
             block = self.placement.block(target)
-            body.append(isa.Combine(target=block, source=self.placement.block(source), other=block,
-                                    shared=0, size=self.lengths[source],
-                                    function=isa.Elementwise.COPY))
-        self._register(part)
-        if len(part.passes) == 1:
-            return body
-        steps = {_STREAM: self.streams_used, _PARAM: self.param_used,
-                 _CACHE: self._cache_step(part)}
-        used = {register: step for register, step in steps.items() if step}
-        zero: list[Item] = [isa.SetAddress(register=r, value=0) for r in used]
-        more: list[Item] = [isa.AddAddress(register=r, value=step) for r, step in used.items()]
-        return [*zero, LoopBlock([*body, *more], count=len(part.passes)), *zero]
+            body[found[-1]].append(isa.Combine(
+                target=block, source=self.placement.block(source), other=block, shared=0,
+                size=self.lengths[source], function=isa.Elementwise.COPY))
+        return {phase: self._of_rows(items) for phase, items in body.items()}
+
+    def _of_rows(self, items: list[Item]) -> list[Item]:
+        """Return instructions for the rows at hand; what is for all is done with the first."""
+        if self.rows is isa.Rows.ALL:
+            return items
+        found: list[Item] = []
+        for item in items:
+            if isinstance(item, _ONCE):
+                found += [item] if self.rows is isa.Rows.FIRST else []
+            elif isinstance(item, isa.LoadStream):
+                found.append(item)
+            else:
+                assert isinstance(item, isa.Instruction)
+                found.append(replace(item, rows=self.rows))
+        return found
 
     def _made(self, index: int, part: Section) -> dict[str, list[CodesKey]]:
         """Return the quantized copies that a section needs of each value.
@@ -243,7 +311,12 @@ class _Emitter:
 
     def _codes(self, index: int, node: Node) -> list[int]:
         """Return the blocks of an operation's quantized inputs."""
-        return [self.placement.codes[key] for key in quantized_inputs(node, index)]
+        return [self._block(key) for key in quantized_inputs(node, index)]
+
+    def _block(self, key: CodesKey) -> int:
+        """Return where a quantized copy of the rows at hand is."""
+        packed = self.rows is isa.Rows.SECOND and key in self.placement.packed
+        return (self.placement.packed if packed else self.placement.codes)[key]
 
     def _quantize(self, keys: list[CodesKey]) -> list[Item]:
         """Make the quantized copies that the section has not made yet."""
@@ -256,9 +329,10 @@ class _Emitter:
 
     def _copy(self, key: CodesKey, start: int, size: int) -> isa.Quantize:
         """Quantize some elements of a value, which begin at a group."""
-        return isa.Quantize(target=self.placement.codes[key] + start // BLOCK,
+        packed = self.rows is isa.Rows.SECOND and key in self.placement.packed
+        return isa.Quantize(target=self._block(key) + start // BLOCK,
                             source=self.placement.block(key.value) + start // BLOCK, size=size,
-                            group=key.group, scale=key.scale)
+                            group=key.group, scale=key.scale, packed=int(packed))
 
     def _gate(self, node: Node, target: int, source: int) -> list[Item]:
         """Emit a gate piece by piece, as its layer makes them, each with its quantized copies."""
@@ -307,7 +381,7 @@ class _Emitter:
         assert isinstance(op, Attention)
         query, key, value = self._codes(index, node)
         offset = self.layer_starts[op.layer]
-        heads = {"kv_heads": op.kv_heads, "head_dim": op.head_dim}
+        heads: dict[str, Any] = {"kv_heads": op.kv_heads, "head_dim": op.head_dim}
         return [
             isa.StoreKeyValue(register=_CACHE, offset=offset, key=key, value=value, **heads),
             isa.LoadPages(register=_CACHE, offset=offset, window=op.window, **heads),
@@ -358,6 +432,22 @@ class _Emitter:
                               limit=self.graph.vocab, clear=0),
                 isa.StoreRow(register=_LOGITS, offset=0, source=block, size=size,
                              stride=self.draft.logits_stride)]
+
+
+_ONCE = (isa.LoadParams, isa.StoreKeyValue)
+
+
+def _registers(used: dict[int, int]) -> tuple[list[Item], list[Item]]:
+    """Return what sets registers to 0, and what adds a pass's steps to them."""
+    return ([isa.SetAddress(register=register, value=0) for register in used],
+            [isa.AddAddress(register=register, value=step) for register, step in used.items()])
+
+
+def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Return the loads of streams, and the others."""
+    loads = (isa.LoadStream, isa.LoadPages)
+    return ([item for item in items if isinstance(item, loads)],
+            [item for item in items if not isinstance(item, loads)])
 
 
 def _up(value: int, unit: int) -> int:

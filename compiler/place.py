@@ -25,6 +25,7 @@ from alula.compiler.graph import (
     Slice,
     sizes,
 )
+from alula.compiler.halves import phases, worth
 from alula.compiler.sections import Section
 from alula.hw.arch import ArchConfig
 from alula.hw.isa import BLOCK, TILE_ROWS
@@ -56,6 +57,8 @@ class Placement:
     names: dict[str, str]  # value of a last pass -> its name in the first pass
     vector: dict[str, int] = field(default_factory=dict)
     codes: dict[CodesKey, int] = field(default_factory=dict)
+    packed: dict[CodesKey, int] = field(default_factory=dict)  # of the rows of the second half
+    halves: bool = False  # layers are also done in two halves
     params: dict[str, int] = field(default_factory=dict)  # by node
     tables: dict[str, int] = field(default_factory=dict)  # by table_key
     copies: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # by section: from, to
@@ -117,7 +120,12 @@ def place(graph: Graph, parts: list[Section], arch: ArchConfig) -> Placement:
     for at, inside, outside in sorted(torn):
         placement.copies.setdefault(at, []).append((inside, outside))
     _place_chunk(placement, graph, top, arch)
-    _place_codes(placement, parts, lengths, graph.output, arch)
+    placement.halves = (worth(graph, parts, arch)
+                        and _place_halves(placement, parts, lengths, graph.output, arch))
+    if not placement.halves:
+        placement.codes.clear()
+        placement.packed.clear()
+        _place_codes(placement, parts, lengths, graph.output, arch)
     _place_params(placement, graph, parts, arch)
     return placement
 
@@ -271,6 +279,47 @@ def _place_codes(placement: Placement, parts: list[Section], lengths: dict[str, 
                 placement.codes[key] = block
                 live[key] = block, blocks
                 at = block + blocks
+
+
+def _place_halves(placement: Placement, parts: list[Section], lengths: dict[str, int],
+                  output: str, arch: ArchConfig) -> bool:
+    """Give quantized copies blocks for layers in two halves; return whether there is room.
+
+    A product takes the codes of the second half's rows from the place of the first rows, so these
+    have blocks of their own. The halves take turns in a phase, so what lives in one is apart.
+    """
+    limit = arch.activation_elements // BLOCK
+    for index, part in enumerate(parts):
+        of_node = phases(part)
+        period = max(of_node) if len(part.passes) > 1 else len(parts[index].nodes) + 1
+        spans: dict[CodesKey, tuple[int, int]] = {}
+        for time, keys in _made_at(part, index, output).items():
+            spans |= dict.fromkeys(keys, (of_node[time], of_node[time]))
+        linear: set[CodesKey] = set()
+        for time, node in enumerate(part.nodes):
+            for key in quantized_inputs(node, index):
+                spans[key] = spans[key][0], max(of_node[time], spans[key][1])
+                if isinstance(node.op, Linear):
+                    linear.add(key)
+        wanted = [(key, packed) for key in spans for packed in (False, True)
+                  if not packed or (key in linear and len(part.passes) > 1)]
+        wanted.sort(key=lambda item: -lengths[item[0].value])
+        placed: list[tuple[tuple[int, int], tuple[int, int]]] = []
+        for key, packed in wanted:
+            blocks = _up(lengths[key.value], key.group) // BLOCK
+            unit = min(key.group & -key.group, 256) // BLOCK
+            block = _next_fit(sorted(run for span, run in placed
+                                     if _meet(span, spans[key], period)), blocks, 0, limit, unit)
+            if block is None:
+                return False
+            (placement.packed if packed else placement.codes)[key] = block
+            placed.append((spans[key], (block, blocks)))
+    return True
+
+
+def _meet(a: tuple[int, int], b: tuple[int, int], period: int) -> bool:
+    """Return whether two runs of phases share one, where phase ``period`` is 0 of the next pass."""
+    return any(a[0] + turn <= b[1] and b[0] <= a[1] + turn for turn in (-period, 0, period))
 
 
 def _made_at(part: Section, index: int, output: str) -> dict[int, list[CodesKey]]:

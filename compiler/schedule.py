@@ -193,21 +193,29 @@ def _close(loop: LoopBlock, slots: list[_Slot], edges: list[tuple[_Slot, _Slot]]
     """Order an iteration after the one before, where their own tokens do not.
 
     One token for each pair of queues goes round the loop: given before it, taken after it. A pair
-    of queues that already uses tokens inside the body cannot carry one more (its order would
-    change), nor can one with a token that is given before the loop and taken after it. The
-    iterations are then kept apart by a barrier; likewise if the order is one of an inner loop's
-    instructions, whose tokens would be given in each of its passes.
+    of queues that already uses tokens inside the body has one for each order, if those are given
+    after all others and taken before them; a pair cannot carry one that has a token that is given
+    before the loop and taken after it. The iterations are then kept apart by a barrier; likewise
+    if the order is one of an inner loop's instructions, whose tokens would be given in each of its
+    passes.
     """
     body = [slot for slot in slots if loop in slot.loops]
     inside = {(id(a), id(b)) for a, b in edges}
-    carried = _carried(body, inside)
+    every = _carried(body, inside)
     first, last = _index_of(loop, slots), _index_after(loop, slots)
     place = {id(slot): at for at, slot in enumerate(slots)}
-    pairs = {(a.queue, b.queue) for a, b in edges
-             if (loop in a.loops and loop in b.loops)
-             or (place[id(a)] < first and place[id(b)] >= last)}
+    pairs = {(a.queue, b.queue) for a, b in edges if loop in a.loops and loop in b.loops}
+    across = {(a.queue, b.queue) for a, b in edges
+              if place[id(a)] < first and place[id(b)] >= last}
+    carried = [edge for found in every.values()
+               for edge in (found if (found[0][0].queue, found[0][1].queue) in pairs
+                            else [_strictest(found, place)])]
     inner = any(slot.loops[-1] is not loop for pair in carried for slot in pair)
-    if inner or any((a.queue, b.queue) in pairs for a, b in carried):
+    torn = any(place[id(a)] <= place[id(source)] or place[id(target)] <= place[id(b)]
+               for a, b in carried for source, target in edges
+               if (source.queue, target.queue) == (a.queue, b.queue)
+               and loop in source.loops and loop in target.loops)
+    if inner or torn or any((a.queue, b.queue) in across for a, b in carried):
         slots.insert(last - 1, _Slot(BARRIER, body[0].loops))
         return
     start, after = slots[first], slots[last]
@@ -219,11 +227,21 @@ def _close(loop: LoopBlock, slots: list[_Slot], edges: list[tuple[_Slot, _Slot]]
         after.before.append(isa.Sync(target=target.queue, wait=1 << source.queue))
 
 
-def _carried(body: list[_Slot], inside: set[tuple[int, int]]) -> list[tuple[_Slot, _Slot]]:
-    """Return one order for each pair of queues that the next iteration needs, the strictest."""
+_Edges = list[tuple[_Slot, _Slot]]
+
+
+def _strictest(edges: _Edges, place: dict[int, int]) -> tuple[_Slot, _Slot]:
+    """Return the order that implies the others: from the last source to the first target."""
+    return (max((a for a, _ in edges), key=lambda slot: place[id(slot)]),
+            min((b for _, b in edges), key=lambda slot: place[id(slot)]))
+
+
+def _carried(body: list[_Slot],
+             inside: set[tuple[int, int]]) -> dict[tuple[Queue, Queue], _Edges]:
+    """Return the orders that the next iteration needs, for each pair of queues."""
     order = _Order()
-    sources: dict[tuple[Queue, Queue], tuple[_Slot, int]] = {}
-    targets: dict[tuple[Queue, Queue], _Slot] = {}
+    found: dict[tuple[Queue, Queue], _Edges] = {}
+    newest: dict[tuple[Queue, Queue], int] = {}
     for iteration in range(2):
         first: dict[int, int] = {}
         for slot in body:
@@ -241,12 +259,12 @@ def _carried(body: list[_Slot], inside: set[tuple[int, int]]) -> list[tuple[_Slo
             if iteration:
                 for queue, index in order.missing(slot):
                     source, pair = order.past[queue][index][0], (queue, slot.queue)
-                    if pair not in sources or index > sources[pair][1]:
-                        sources[pair] = source, index
-                    targets.setdefault(pair, slot)
+                    if index > newest.get(pair, -1):
+                        newest[pair] = index
+                        found.setdefault(pair, []).append((source, slot))
             order.push(slot)
             first[id(slot)] = 1
-    return [(sources[pair][0], targets[pair]) for pair in sources]
+    return found
 
 
 def _flatten(slots: list[_Slot]) -> Iterator[Instruction]:

@@ -48,6 +48,7 @@ def verify(program: Program) -> Program:
         _check_operands(at, instruction, program)
     _check_addresses(code, tree, program)
     _check_advances(code, tree)
+    _check_rows(code, tree)
     _check_tokens(code, tree, program.arch.queue_depth)
     _check_strips(code, tree, program)
     if not code or not isinstance(code[-1], isa.End):
@@ -268,7 +269,7 @@ def _walk_addresses(code: list[Instruction], body: list[int | _Loop], registers:
 
 
 def _most(loop: isa.Loop, memory: MemoryMap) -> int:
-    return {Count.IMMEDIATE: loop.count, Count.REPEATS: memory.repeats, Count.HEAD: 1}[loop.source]
+    return {Count.IMMEDIATE: loop.count, Count.REPEATS: memory.repeats}.get(loop.source, 1)
 
 
 def _walk_loop(code: list[Instruction], loop: _Loop, count: int, registers: _Reach,
@@ -292,9 +293,12 @@ def _walk_loop(code: list[Instruction], loop: _Loop, count: int, registers: _Rea
             raise VerifyError(f"{_where(loop.at, code[loop.at])}: address register {register} must "
                               "be set in each pass, or only added to")
     _walk_addresses(code, loop.body, registers, program, checked=checked)
-    if code[loop.at].source is Count.HEAD:  # type: ignore[attr-defined]
+    if code[loop.at].source not in _COUNTED:  # type: ignore[attr-defined]
         registers.update({register: _hull(before[register], registers[register])
                           for register in steps})
+
+
+_COUNTED = (Count.IMMEDIATE, Count.REPEATS)  # other loops may not run
 
 
 def _hull(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
@@ -395,6 +399,27 @@ def _check_advances(code: list[Instruction], body: list[int | _Loop], *,
     return count
 
 
+_HALVED = (isa.LoadPages, isa.Linear, isa.Attend, isa.RmsNorm, isa.Combine, isa.Activate,
+           isa.Rotate, isa.Quantize)
+
+
+def _check_rows(code: list[Instruction], body: list[int | _Loop], *, halves: bool = False) -> None:
+    """Check that what is for some rows only is in a loop of HALVES: a device may pass over it."""
+    for item in body:
+        if isinstance(item, _Loop):
+            loop = code[item.at]
+            assert isinstance(loop, isa.Loop)
+            _check_rows(code, item.body, halves=halves or loop.source is Count.HALVES)
+            continue
+        i = code[item]
+        if i.rows is not isa.Rows.ALL and not (halves and isinstance(i, _HALVED)):
+            raise VerifyError(f"{_where(item, i)}: rows must be ALL, outside of a loop of HALVES "
+                              "and for what is done once a step")
+        if isinstance(i, isa.Quantize) and i.packed and i.rows is not isa.Rows.SECOND:
+            raise VerifyError(f"{_where(item, i)}: only codes of the second half's rows can be "
+                              "packed")
+
+
 def _check_strips(code: list[Instruction], tree: list[int | _Loop], program: Program) -> None:
     """Check that each product's stream has as many strips in each lane as its outputs take."""
     lanes = len(program.lanes)
@@ -445,7 +470,8 @@ def _follow(code: list[Instruction], body: list[int | _Loop],
 def _check_tokens(code: list[Instruction], tree: list[int | _Loop], depth: int) -> None:
     _check_balance(code, tree)
     # Any loop count behaves like one of these: a loop adds nothing new after its second pass.
-    for optional in (0, 1):
+    for optional in ({Count.HEAD: head, Count.WHOLE: 1 - halves, Count.HALVES: halves}
+                     for head in (0, 1) for halves in (0, 1)):
         run = list(_run(code, tree, optional))
         _check_streams(code, run, depth)
         _check_run(code, run)
@@ -471,14 +497,15 @@ def _check_balance(code: list[Instruction], body: list[int | _Loop]) -> Counter[
     return left
 
 
-def _run(code: list[Instruction], body: list[int | _Loop], optional: int) -> Iterator[int]:
-    """Yield instruction indices of a run: three passes of each loop, ``optional`` of HEAD loops."""
+def _run(code: list[Instruction], body: list[int | _Loop],
+         optional: dict[Count, int]) -> Iterator[int]:
+    """Yield instruction indices of a run: three passes of a loop, or as many as are given."""
     for item in body:
         if isinstance(item, _Loop):
             loop = code[item.at]
             assert isinstance(loop, isa.Loop)
             passes = (min(loop.count, 3) if loop.source is Count.IMMEDIATE
-                      else optional if loop.source is Count.HEAD else 2)
+                      else optional.get(loop.source, 2))
             for _ in range(passes):
                 yield from _run(code, item.body, optional)
         else:
@@ -512,7 +539,7 @@ def _check_streams(code: list[Instruction], run: list[int], depth: int) -> None:
                                   f"must come between the next stream's load and this use, not "
                                   f"{queued - places[0] + 1}")
             if isinstance(pages, isa.LoadPages) and isinstance(instruction, isa.Attend):
-                for name in ("kv_heads", "head_dim", "window"):
+                for name in ("kv_heads", "head_dim", "window", "rows"):
                     if getattr(pages, name) != getattr(instruction, name):
                         raise VerifyError(f"{_where(at, instruction)}: {name} must be "
                                           f"{getattr(pages, name)} as in its LoadPages, "

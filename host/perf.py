@@ -16,12 +16,12 @@ from alula.host.rtl import RtlDevice
 from alula.host.session import Row, Session
 from alula.hw import isa
 from alula.hw.arch import ArchConfig
-from alula.sim.cycles import Profile, layer_loop, profile, with_passes
+from alula.sim.cycles import Profile, layer_loops, profile, with_passes
 from alula.sim.memory import DRAMS, MemoryModel
 
 MEMORIES = {"u55c": "hbm2", "u280": "hbm2", "u50": "hbm2", "zcu104": "ddr4-2400",
             "kv260": "ddr4-2400", "pynq-z2": "ddr3-1050"}
-PASSES = 2  # of the loop over layers that are simulated; the others are like the last
+PASSES = 3  # of the loop over layers that are simulated; the others are like the last
 
 
 def memory_of(arch: ArchConfig) -> str:
@@ -68,9 +68,9 @@ class Model:
     def __post_init__(self) -> None:
         self.device = RtlDevice(self.program, MemoryModel.parse(self.memory), self.report,
                                 timing=self.timing)
-        self.loop = layer_loop(self.program.instructions)
-        if self.loop is not None:
-            loop = self.program.instructions[self.loop]
+        self.loops = layer_loops(self.program.instructions)
+        if self.loops:
+            loop = self.program.instructions[self.loops[0]]
             assert isinstance(loop, isa.Loop)
             self.layers = self.layers or loop.count
         elif self.layers is not None and self.layers > PASSES:
@@ -98,15 +98,15 @@ class Model:
                 self.session.close(sequence)
 
     def _profile(self, rows: list[Row]) -> Profile:
-        if self.loop is None or self.layers is None or self.layers < PASSES:
+        if not self.loops or self.layers is None or self.layers < PASSES:
             self.last_layer = None
             return self._run(rows, self.program.instructions)
-        most, self.last_layer = self._last_pass(rows, self.loop)
+        most, self.last_layer = self._last_pass(rows)
         return replace(most.combine(self.last_layer, self.layers - PASSES), works=most.works)
 
-    def _last_pass(self, rows: list[Row], loop: int) -> tuple[Profile, Profile]:
+    def _last_pass(self, rows: list[Row]) -> tuple[Profile, Profile]:
         """Return the profile of a step with the passes that are simulated, and of the last."""
-        most, fewer = (self._run(rows, with_passes(self.program.instructions, loop, passes))
+        most, fewer = (self._run(rows, with_passes(self.program.instructions, self.loops, passes))
                        for passes in (PASSES, PASSES - 1))
         return most, most.combine(fewer, -1)
 

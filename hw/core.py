@@ -5,7 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import isa
+from alula.hw import isa, rows as rows_of
 from alula.hw.axi import ADDRESS_BITS, REQUEST
 from alula.hw.buffers import ParamBuffer, VectorBuffer, write_layout
 from alula.hw.csr import Error
@@ -150,6 +150,7 @@ class Core(wiring.Component):
             sequencer.quiet.eq(quiet), self.ended.eq(sequencer.done),
             sequencer.step_done.eq(step.done), sequencer.step_error.eq(step.error),
             sequencer.repeats.eq(step.repeats), sequencer.head.eq(step.head),
+            sequencer.halves.eq(step.rows > isa.half(self.arch.rows)),
             step.base.eq(self.base), step.top_token.eq(self.vector.top_token),
         ]
 
@@ -199,9 +200,18 @@ class Core(wiring.Component):
 
     def _products(self, m):
         """Matrix products end when every lane has, and nothing is on its way."""
-        queue = self.queues[Queue.MM]
-        fork(m, queue.unit, [lane.command for lane in self.lanes])
-        m.d.comb += [lane.command.payload.eq(queue.unit.payload) for lane in self.lanes]
+        queue, arch = self.queues[Queue.MM], self.arch
+        # Lanes know the rows a clock before the product.
+        product, known = stream.Signature(COMMAND_BITS).create(path=("product",)), Signal()
+        m.d.sync += known.eq(queue.unit.valid & ~queue.unit.ready)
+        m.d.comb += [
+            product.valid.eq(queue.unit.valid & known), product.payload.eq(queue.unit.payload),
+            queue.unit.ready.eq(product.ready & known),
+        ]
+        fork(m, product, [lane.command for lane in self.lanes])
+        m.d.comb += [lane.command.payload.eq(product.payload) for lane in self.lanes]
+        tokens = rows_of.count(arch, product.payload, self.step.rows)
+        m.d.sync += [lane.tokens.eq(tokens) for lane in self.lanes]
         running = Signal()
         started = queue.unit.valid & queue.unit.ready
         done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], queue.done)
@@ -213,7 +223,8 @@ class Core(wiring.Component):
         per_row = self.arch.vector_elements // self.arch.vector_width
         write = Signal(layout)
         m.d.comb += [
-            write.address.eq(result.row * per_row + result.block
+            write.address.eq((result.row + rows_of.first_row(arch, product.payload)) * per_row
+                             + result.block
                              * (BLOCK // self.arch.vector_width) + result.word),
             write.data.eq(result.values), write.mask.eq(-1),
             self.result_writes.payload.eq(write),
@@ -228,7 +239,8 @@ class Core(wiring.Component):
         """The merger has an attention's command for as long as it runs."""
         queue, merger = self.queues[Queue.MV], self.merger
         fork(m, queue.unit, [lane.attend for lane in self.lanes])
-        m.d.comb += [lane.attend.payload.eq(queue.unit.payload) for lane in self.lanes]
+        m.d.comb += [lane.attend.payload.eq(rows_of.tell(queue.unit.payload, self.step.rows))
+                     for lane in self.lanes]
         running = Signal()
         started = queue.unit.valid & queue.unit.ready
         held = Signal(COMMAND_BITS)
@@ -239,7 +251,8 @@ class Core(wiring.Component):
             m.d.sync += held.eq(queue.unit.payload)
         m.d.comb += [
             merger.command.valid.eq(running & ~merged), merger.command.payload.eq(held),
-            merger.rows.eq(self.step.rows), merger.top.eq(self.step.top),
+            merger.rows.eq(rows_of.count(self.arch, held, self.step.rows)),
+            merger.top.eq(self.step.top),
             queue.done.eq(running & done & merged),
         ]
         m.d.sync += [
@@ -271,14 +284,15 @@ class Core(wiring.Component):
                 lane.loads.payload.kind.eq(Mux(is_pages, Load.PAGES, Load.STREAM)),
                 lane.loads.payload.address.eq(Cat(Const(0, _WORD), load.offset)),
                 lane.loads.payload.index.eq(self.queues[Queue.LD].index),
-                lane.pages.payload.eq(self.load.lanes.payload),
-                lane.store.valid.eq(storing & waiting[at]), lane.store.payload.eq(held),
+                lane.pages.payload.eq(rows_of.tell(self.load.lanes.payload, self.step.rows)),
+                lane.store.valid.eq(storing & waiting[at]),
+                lane.store.payload.eq(rows_of.tell(held, self.step.rows)),
                 lane.lane.eq(at), lane.base.eq(self.bases[at]),
                 lane.drain.eq(self.drain), lane.reset.eq(ResetSignal() | self.clear),
             ]
             # Registers, because these go to the far ends of the device.
             m.d.sync += [
-                lane.tokens.eq(self.step.rows), lane.slot_words.eq(self.step.slot_words),
+                lane.slot_words.eq(self.step.slot_words),
                 lane.row.eq(self.step.row), lane.slot.eq(self.step.slot),
             ]
             for to, source in ((lane.codes, self.vector.codes), (lane.scales, self.vector.scales)):

@@ -4,12 +4,12 @@ An instruction is a frozen dataclass whose fields carry their widths. Encoder, d
 ``docs/isa.md`` and the RTL's layouts derive from these classes; what an instruction *means* is its
 function in :mod:`alula.sim.golden`.
 
-An instruction is 128 bits: opcode, ``wait``, ``release``, then its own fields, low bits first.
-Each unit has one in-order queue. ``wait`` has a bit for each other queue: the instruction starts
-after taking one token from each queue named. ``release`` likewise: when it ends it gives one token
-to each queue named. The sequencer executes SYS instructions itself, in program order, and sends
-nothing on until they end; it adds the address register to an instruction's ``offset`` as it sends
-the instruction to its queue. Address registers are 0 when a program starts.
+An instruction is 128 bits: opcode, ``wait``, ``release``, ``rows``, then its own fields, low bits
+first. Each unit has one in-order queue. ``wait`` has a bit for each other queue: the instruction
+starts after taking one token from each queue named. ``release`` likewise: when it ends it gives one
+token to each queue named. The sequencer executes SYS instructions itself, in program order, and
+sends nothing on until they end; it adds the address register to an instruction's ``offset`` as it
+sends the instruction to its queue. Address registers are 0 when a program starts.
 
 Units of fields: memory addresses are in words of 16 bytes, on-chip addresses in blocks of 16
 elements, counts in elements, unless a field says otherwise. Elements are written as others are
@@ -54,6 +54,16 @@ class Count(IntEnum):
     IMMEDIATE = 0
     REPEATS = 1  # greedy steps to run without the host, at least 1
     HEAD = 2  # 1 if any row wants logits, else 0
+    WHOLE = 3  # 1 if HALVES is 0, else 0
+    HALVES = 4  # 1 if the step has rows of the second half, else 0; a device may always count 0
+
+
+class Rows(IntEnum):
+    """Which of the step's rows an instruction is for; other than ALL in a loop of HALVES only."""
+
+    ALL = 0
+    FIRST = 1  # as many as half of the most rows of a step, rounded up
+    SECOND = 2  # the others
 
 
 class Index(IntEnum):
@@ -115,7 +125,7 @@ def _codes(doc: str) -> Any:
     return bits(14, doc + ": block in each row's activation buffer")
 
 
-HEADER_BITS = {"opcode": 8, "wait": 6, "release": 6}
+HEADER_BITS = {"opcode": 8, "wait": 6, "release": 6, "rows": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +137,7 @@ class Instruction:
 
     wait: int = 0
     release: int = 0
+    rows: Rows = Rows.ALL
 
     def __post_init__(self) -> None:
         for name, spec in self.operands().items():
@@ -250,7 +261,8 @@ class Linear(Instruction):
     """Multiply each row's quantized activations by the next weight stream.
 
     Group dot products are exact integers; fp32 sums run over ascending groups. Whole strips are
-    written: values past ``outputs``, up to a multiple of 16, are 0.
+    written: values past ``outputs``, up to a multiple of 16, are 0. The codes of the second half's
+    rows are those that were packed.
     """
 
     target: int = _vector("destination")
@@ -338,6 +350,8 @@ class Quantize(Instruction):
     size: int = bits(18, "elements")
     group: int = bits(9, "elements that share a scale, a multiple of 16")
     scale: float = bits(32, "multiplies the stored scales, not the codes", kind=float)
+    packed: int = bits(1, "1 to put codes in the place of the step's first rows, not of their own",
+                       default=0)
 
 
 @_opcode(Queue.MISC, 5)
@@ -415,6 +429,11 @@ def runs_in(instruction: Instruction) -> Queue:
     return instruction.target if isinstance(instruction, Sync) else instruction.queue
 
 
+def half(rows: int) -> int:
+    """Return how many of the most rows of a step the first half has."""
+    return (rows + 1) // 2
+
+
 SEQUENCED = (Loop, EndLoop, SetAddress, AddAddress)  # change only the sequencer's own state
 
 
@@ -425,6 +444,8 @@ def encode(instruction: Instruction) -> bytes:
     for name in ("wait", "release"):
         word |= _fit(instruction, name, getattr(instruction, name), HEADER_BITS[name]) << at
         at += HEADER_BITS[name]
+    word |= instruction.rows << at
+    at += HEADER_BITS["rows"]
     for name, spec in type(instruction).operands().items():
         value = getattr(instruction, name)
         if spec["kind"] is float:
@@ -457,6 +478,11 @@ def decode(data: bytes) -> Instruction:
         raise EncodingError(f"opcode must be one of the instruction set's, not {opcode:#04x}")
     cls = INSTRUCTIONS[opcode]
     values: dict[str, int | float] = {name: take(HEADER_BITS[name]) for name in ("wait", "release")}
+    rows = take(HEADER_BITS["rows"])
+    if rows >= len(Rows):
+        raise EncodingError(f"{cls.__name__}.rows must be one of {[int(v) for v in Rows]}, "
+                            f"not {rows}")
+    values["rows"] = Rows(rows)
     for name, spec in cls.operands().items():
         raw = take(spec["width"])
         if spec["kind"] is float:
@@ -503,6 +529,8 @@ def text(instruction: Instruction) -> str:
         parts.append(f"wait={names(instruction.wait)}")
     if instruction.release:
         parts.append(f"release={names(instruction.release)}")
+    if instruction.rows:
+        parts.append(f"rows={instruction.rows.name}")
     for name in cls.operands():
         value = getattr(instruction, name)
         parts.append(f"{name}={value.name if isinstance(value, IntEnum) else value}")
@@ -512,7 +540,7 @@ def text(instruction: Instruction) -> str:
 def _describe() -> str:
     """Return every fact an encoding depends on, as text."""
     lines = [repr((INSTRUCTION_BYTES, WORD_BYTES, BLOCK, TILE_ROWS, SEGMENT_TILES, TOP_K,
-                   HEADER_BITS, list(Queue.__members__.items())))]
+                   HEADER_BITS, list(Queue.__members__.items()), list(Rows.__members__.items())))]
     for opcode, cls in sorted(INSTRUCTIONS.items()):
         operands = [(name, spec["width"], spec["kind"].__name__, spec["kind"].__members__.items()
                      if issubclass(spec["kind"], IntEnum) else ())

@@ -22,6 +22,7 @@ Meanings are the functions of the same names in `sim/golden.py`.
 | `opcode` | 8 | queue in the high four bits, number in the low four |
 | `wait` | 6 | one bit for each queue, from {first}: take a token from it before starting |
 | `release` | 6 | one bit for each queue: give it a token when done |
+| `rows` | 2 | Rows: which of the step's rows it is for |
 
 Queues: {queues}.
 """
@@ -39,7 +40,7 @@ def page() -> str:
                   if cls.queue is queue]
     parts += ["## Values of enumerated fields\n"]
     kinds = {spec["kind"] for cls in isa.INSTRUCTIONS.values() for spec in cls.operands().values()
-             if issubclass(spec["kind"], IntEnum)}
+             if issubclass(spec["kind"], IntEnum)} | {isa.Rows}
     for kind in sorted(kinds, key=lambda kind: kind.__name__):
         values = ", ".join(f"`{value.name}` = {int(value)}" for value in kind)
         parts.append(f"- **{kind.__name__}**: {values}. {_first_line(kind.__doc__)}")

@@ -35,7 +35,7 @@ class Merger(wiring.Component):
     command : ``In(stream of COMMAND_BITS)``
         The ``Attend`` whose packets come; taken when the last of its heads is written.
     rows, top
-        Rows of the step, and the last page of any.
+        Rows that the command is for, and the last page of any of the step.
     packets : ``In(stream of packet_layout)``
     writes : ``Out(stream of write_layout)``
         To the vector buffer.

@@ -9,7 +9,7 @@ from alula.hw import isa
 from alula.hw.axi import ADDRESS_BITS, REQUEST
 from alula.hw.csr import Error
 from alula.hw.formats import COMMAND_BITS, instruction_layout
-from alula.hw.isa import Count, Queue
+from alula.hw.isa import Count, Queue, Rows
 from alula.hw.queues import COMMAND, INDEX_BITS, token_port
 from alula.hw.ram import Ram
 
@@ -20,6 +20,7 @@ _WORD = ceil_log2(isa.WORD_BYTES)
 def _legal(word):
     """Return whether a word is an instruction: a known opcode, and no field out of its values."""
     opcode = word[:isa.HEADER_BITS["opcode"]]
+    rows = instruction_layout(isa.Sync)(word).rows
     legal = []
     for number, cls in isa.INSTRUCTIONS.items():
         layout = instruction_layout(cls)
@@ -27,7 +28,7 @@ def _legal(word):
         checks = [fields[name] < len(spec["kind"]) for name, spec in cls.operands().items()
                   if spec["kind"] not in (int, float) and len(spec["kind"]) < 1 << spec["width"]]
         legal.append((opcode == number) & Cat(*checks).all())
-    return Cat(legal).any()
+    return Cat(legal).any() & (rows < len(Rows))
 
 
 def _resolved(word, registers):
@@ -61,6 +62,8 @@ class Sequencer(wiring.Component):
         Every queue is empty, and every write is in memory.
     read, advance, step_done, step_error, repeats, head
         To and from the step table.
+    halves : ``In(1)``
+        The step has rows of the second half.
     base : ``In(64)``
         Address of the control memory.
     done : ``Out(1)``
@@ -88,6 +91,7 @@ class Sequencer(wiring.Component):
             "step_error": In(1),
             "repeats": In(20),
             "head": In(1),
+            "halves": In(1),
             "base": In(ADDRESS_BITS),
             "done": Out(1),
             "error": Out(Error),
@@ -189,10 +193,13 @@ class Sequencer(wiring.Component):
         depth = Signal(range(isa.LOOP_DEPTH + 1))
         count = Signal(20)
         loop, step = fields[isa.Loop], instruction_layout(isa.ReadStep)(resolved)
+        passes = loop.count
+        for source, known in ((Count.REPEATS, self.repeats), (Count.HEAD, self.head),
+                              (Count.WHOLE, ~self.halves), (Count.HALVES, self.halves)):
+            passes = Mux(loop.source == source, known, passes)
         m.d.comb += [
             self.read.payload.eq(self.base + (step.offset << _WORD)),
-            count.eq(Mux(loop.source == Count.REPEATS, self.repeats,
-                         Mux(loop.source == Count.HEAD, self.head, loop.count))),
+            count.eq(passes),
         ]
         with m.State("run"):
             m.next = "release"

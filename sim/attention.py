@@ -62,15 +62,20 @@ def attend(machine: Machine, i: isa.Attend) -> None:
     assert isinstance(pages, Pages)
     query, query_scales = machine.quantized(i.query, i.heads, i.head_dim)
     out = machine.vectors(i.target, i.heads * i.head_dim)
+    span = machine.span
     for chain, members in _chains(machine):
+        members = [row for row in members if row in span]
+        if not members:
+            continue
         history = _read_history(machine, pages, chain, i)
         kept = np.stack([_visible(int(machine.rows[row]["position"]), i.window,
                                   history.keys.shape[1]) for row in members])
         if machine.exact:
             for row, sees in zip(members, kept, strict=True):
-                out[row] = _attend_exact(machine, pages, i, row, history, sees)
+                out[row - span.start] = _attend_exact(machine, pages, i, row, history, sees)
         else:
-            out[members] = _attend_rows(query[members], query_scales[members], history, kept)
+            out[np.array(members) - span.start] = _attend_rows(
+                query[members], query_scales[members], history, kept)
 
 
 def _chains(machine: Machine) -> list[tuple[list[int], list[int]]]:

@@ -100,28 +100,37 @@ def _works(events: NDArray[np.void]) -> Iterator[Work]:
     yield from sorted(found, key=lambda work: work.begin)
 
 
-def layer_loop(instructions: Sequence[Instruction]) -> int | None:
-    """Return which instruction begins the loop over layers: that with attention in its body."""
+def layer_loops(instructions: Sequence[Instruction]) -> list[int]:
+    """Return which instructions begin loops over layers: those with attention in their body."""
     open_loops: list[int] = []
+    found: list[int] = []
     for index, instruction in enumerate(instructions):
         if isinstance(instruction, isa.Loop):
             open_loops.append(index)
         elif isinstance(instruction, isa.EndLoop):
             open_loops.pop()
         elif isinstance(instruction, isa.Attend):
-            for found in reversed(open_loops):
-                loop = instructions[found]
-                assert isinstance(loop, isa.Loop)
-                if loop.source is isa.Count.IMMEDIATE:
-                    return found
-    return None
+            inner = [at for at in open_loops
+                     if _loop(instructions, at).source is isa.Count.IMMEDIATE]
+            found += [at for at in inner[-1:] if at not in found]
+    return found
 
 
-def with_passes(instructions: Sequence[Instruction], loop: int,
+def _loop(instructions: Sequence[Instruction], at: int) -> isa.Loop:
+    loop = instructions[at]
+    assert isinstance(loop, isa.Loop)
+    return loop
+
+
+def with_passes(instructions: Sequence[Instruction], loops: Sequence[int],
                 passes: int) -> list[Instruction]:
-    """Return a program whose loop runs ``passes`` times."""
+    """Return a program whose layers run ``passes`` times; ``loops`` are its :func:`layer_loops`.
+
+    A loop with fewer passes than the first has the others in front or behind.
+    """
     changed = list(instructions)
-    found = changed[loop]
-    assert isinstance(found, isa.Loop)
-    changed[loop] = replace(found, count=passes)
+    most = _loop(instructions, loops[0]).count
+    for at in loops:
+        loop = _loop(instructions, at)
+        changed[at] = replace(loop, count=passes - (most - loop.count))
     return changed

@@ -99,8 +99,9 @@ def linear(machine: Machine, i: isa.Linear) -> None:
     matrix = machine.matrices[stream]
     group = 1 << i.group_log2
     codes, scales = machine.quantized(i.source, -(-i.inputs // group), group)
+    count = len(machine.span)
     machine.vectors(i.target, matrix.codes.shape[1])[:] = numerics.linear(
-        matrix.codes, matrix.scales, codes, scales, matrix.exponent, matrix.present)
+        matrix.codes, matrix.scales, codes[:count], scales[:count], matrix.exponent, matrix.present)
 
 
 def _read_matrix(machine: Machine, address: int, i: isa.Linear) -> Matrix:
@@ -119,7 +120,7 @@ def _read_matrix(machine: Machine, address: int, i: isa.Linear) -> Matrix:
 def rms_norm(machine: Machine, i: isa.RmsNorm) -> None:
     source = machine.vectors(i.source, i.size * i.parts).reshape(-1, i.parts, i.size)
     result = numerics.rms_norm(source, machine.shared(i.gamma, i.size), np.float32(i.eps))
-    machine.vectors(i.target, i.size * i.parts)[:] = result.reshape(len(machine.rows), -1)
+    machine.vectors(i.target, i.size * i.parts)[:] = result.reshape(len(result), -1)
 
 
 @executes(isa.Combine)
@@ -150,21 +151,23 @@ def rotate(machine: Machine, i: isa.Rotate) -> None:
     sin = machine.vectors(i.cos + -(-half // BLOCK), half)[:, None]
     source = machine.vectors(i.source, i.heads * i.head_dim).reshape(-1, i.heads, i.head_dim)
     result = numerics.rotate(source, cos, sin, bool(i.interleaved))
-    machine.vectors(i.target, i.heads * i.head_dim)[:] = result.reshape(len(machine.rows), -1)
+    machine.vectors(i.target, i.heads * i.head_dim)[:] = result.reshape(len(result), -1)
 
 
 @executes(isa.Quantize)
 def quantize(machine: Machine, i: isa.Quantize) -> None:
-    rows, groups = len(machine.rows), -(-i.size // i.group)
+    rows, groups = len(machine.span), -(-i.size // i.group)
     source = np.zeros((rows, groups * i.group), np.float32)
     source[:, :i.size] = machine.vectors(i.source, i.size)
     codes, scales = numerics.quantize(source.reshape(rows, groups, i.group), np.float32(i.scale))
     start, stop = i.target * BLOCK, i.target * BLOCK + groups * i.group
-    machine.codes[:rows, start:stop] = codes.reshape(rows, -1)
+    first = 0 if i.packed else machine.span.start
+    to = slice(first, first + rows)
+    machine.codes[to, start:stop] = codes.reshape(rows, -1)
     step = i.group // BLOCK
-    machine.code_scales[:rows, i.target:i.target + groups * step:step] = scales
+    machine.code_scales[to, i.target:i.target + groups * step:step] = scales
     if machine.code_values is not None:
-        machine.code_values[:rows, start:stop] = source * np.float32(i.scale)
+        machine.code_values[to, start:stop] = source * np.float32(i.scale)
 
 
 @executes(isa.SelectTop)
@@ -222,7 +225,9 @@ def sync(machine: Machine, i: isa.Sync) -> None:
 @executes(isa.Loop)
 def loop(machine: Machine, i: isa.Loop) -> None:
     count = {isa.Count.IMMEDIATE: i.count, isa.Count.REPEATS: int(machine.header["repeats"]),
-             isa.Count.HEAD: int(machine.header["head"])}[i.source]
+             isa.Count.HEAD: int(machine.header["head"]),
+             isa.Count.WHOLE: int(not machine.halves),
+             isa.Count.HALVES: int(machine.halves)}[i.source]
     machine.loops.append((machine.next, count))
     if not count:
         _skip_body(machine)

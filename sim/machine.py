@@ -84,6 +84,7 @@ class Machine:
         self.streams: deque[int | Pages] = deque()  # a weight stream is its directory address
         self.loops: list[tuple[int, int]] = []  # first instruction of the body, passes left
         self.next = 0  # instruction
+        self.part = isa.Rows.ALL  # rows that the instruction is for
         self.running = False
         self.executed = 0  # instructions, since the machine was made
         # Unquantized copies, kept only for `exact`.
@@ -120,6 +121,7 @@ class Machine:
                 instruction = self.program.instructions[self.next]
                 self.next += 1
                 self.executed += 1
+                self.part = instruction.rows
                 self.meaning(instruction)(self, instruction)
 
     def meaning(self, instruction: Instruction) -> Meaning:
@@ -132,9 +134,21 @@ class Machine:
         """Return the byte address of an instruction's memory operand."""
         return (self.registers[instruction.register] + instruction.offset) * WORD_BYTES
 
+    @property
+    def halves(self) -> bool:
+        """Whether loops of ``HALVES`` run, instead of those of ``WHOLE``."""
+        return len(self.rows) > isa.half(self.arch.rows)
+
+    @property
+    def span(self) -> range:
+        """The rows that the instruction is for."""
+        rows, half = len(self.rows), min(len(self.rows), isa.half(self.arch.rows))
+        return {isa.Rows.ALL: range(rows), isa.Rows.FIRST: range(half),
+                isa.Rows.SECOND: range(half, rows)}[self.part]
+
     def vectors(self, block: int, size: int) -> F32:
-        """Return a view of the step's rows in the vector buffer, ``(rows, size)``."""
-        return self.vector[:len(self.rows), block * BLOCK:block * BLOCK + size]
+        """Return a view of the instruction's rows in the vector buffer, ``(rows, size)``."""
+        return self.vector[self.span.start:self.span.stop, block * BLOCK:block * BLOCK + size]
 
     def shared(self, block: int, size: int) -> F32:
         return self.params[block * BLOCK:block * BLOCK + size]

@@ -97,6 +97,10 @@ class CpuMachine(Machine):
         """Return a copy of the whole control memory."""
         return np.concatenate([self._image, self.control])
 
+    @property
+    def halves(self) -> bool:
+        return False  # weights would be read twice, and here is nothing to do meanwhile
+
     # Weights.
 
     def load(self, progress: Progress) -> None:
@@ -152,7 +156,8 @@ def streams(program: Program) -> Iterator[tuple[int, isa.Linear]]:
             case isa.AddAddress():
                 registers[i.register] = (registers[i.register] + i.value) & 0xFFFF_FFFF
             case isa.Loop():
-                count = i.count if i.source is isa.Count.IMMEDIATE else 1
+                count = (i.count if i.source is isa.Count.IMMEDIATE
+                         else int(i.source is not isa.Count.HALVES))
                 if count:
                     loops.append((at, count))
                 else:

@@ -91,7 +91,8 @@ class Walk:
                 self.registers[i.register] = (self.registers[i.register] + i.value) & 0xFFFF_FFFF
             case isa.Loop():
                 count = {isa.Count.IMMEDIATE: i.count, isa.Count.REPEATS: self.repeats,
-                         isa.Count.HEAD: self.head}[i.source]
+                         isa.Count.HEAD: self.head, isa.Count.WHOLE: 1,
+                         isa.Count.HALVES: 0}[i.source]  # nothing rests here between halves
                 if count:
                     self.loops.append((self.next, count))
                 else:

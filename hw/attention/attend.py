@@ -5,7 +5,7 @@ from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import fp, isa
+from alula.hw import fp, isa, rows as rows_of
 from alula.hw.attention.fetch import LAG, SCALE_BYTES, key_beats, value_beats
 from alula.hw.attention.merge import SUM_BITS, LaneMerge, packet_layout
 from alula.hw.attention.softmax import DOT_BITS, PLACES, Softmax, count_bits
@@ -56,7 +56,7 @@ class AttendUnit(wiring.Component):
     Members
     -------
     commands : ``In(stream of COMMAND_BITS)``, done : ``Out(1)``
-    lane, rows, table : steady
+    lane, table : steady
     ring_pointer, ring_data, ring_available, ring_release
         The prefetch ring: data ``RING_LATENCY`` clocks after its pointer; beats below
         ``ring_available`` are there; those below ``ring_release`` are given back. Pages begin at
@@ -106,6 +106,11 @@ class AttendUnit(wiring.Component):
         entering, leaving = data.View(page, pages.w_data), data.View(page, pages.r_data)
         word = Signal(COMMAND_BITS)
         insn = instruction_layout(isa.Attend)(word)
+        rows, first_row, end_row = (Signal(range(arch.rows + 1), name=name)
+                                    for name in ("rows", "first_row", "end_row"))
+        m.d.comb += rows.eq(rows_of.told(arch, word))
+        m.d.sync += [first_row.eq(rows_of.first_row(arch, word)),
+                     end_row.eq(rows_of.end_row(arch, word, rows))]
         piece = Signal(3)  # log2 of its codes
         ratio, left = Signal(range(arch.attention_queries + 1)), Signal(8)
         item = Signal(item_layout(arch))
@@ -131,9 +136,10 @@ class AttendUnit(wiring.Component):
         table = [entry.as_value() for entry in self.table]
         here = data.View(row_layout(arch), choose(row, table))
         m.d.comb += [
-            walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
-            merge.rows.eq(self.rows), merge.ratio.eq(ratio), merge.head_dim.eq(insn.head_dim),
-            merge.piece.eq(piece),
+            walk.kv_heads.eq(insn.kv_heads), walk.lane.eq(self.lane),
+            walk.rows.eq(rows), walk.part.eq(insn.rows),
+            merge.first_row.eq(first_row), merge.end_row.eq(end_row), merge.ratio.eq(ratio),
+            merge.head_dim.eq(insn.head_dim), merge.piece.eq(piece),
             position.eq(here.position),
             member.eq(here.root == item.root),
             beats.eq(Mux(in_values, value_beats(size, arch.beat_bytes),
@@ -153,7 +159,7 @@ class AttendUnit(wiring.Component):
                        tokens_before(edge.as_unsigned(), item.page))),
         ]
         scan = _Scan(self, m, insn, item, in_values, piece, begin, count, own, position, row,
-                     query, ratio, root, place, softmax, merge)
+                     query, ratio, root, place, softmax, merge, first_row, end_row)
         last_query = query + 1 == ratio
         scan.known = known
         m.d.sync += known.eq(ahead >= 0)  # `number` counts this query already
@@ -176,7 +182,7 @@ class AttendUnit(wiring.Component):
                     m.next = "item"
             with m.State("item"):
                 m.d.comb += walk.items.ready.eq(pages.level <= LAG)
-                m.d.sync += [row.eq(0), query.eq(0), scan.own_base.eq(0), in_values.eq(0),
+                m.d.sync += [row.eq(first_row), query.eq(0), scan.own_base.eq(0), in_values.eq(0),
                              self.ring_release.eq(pointer),
                              place.eq(key_place), number.eq(next_number)]
                 with m.If((pages.level > LAG) | (ending & pages.r_rdy)):
@@ -208,7 +214,7 @@ class AttendUnit(wiring.Component):
             with m.State("row"):
                 m.d.sync += [scan.token.eq(0), scan.part.eq(0),
                              scan.offset.eq(Mux(in_values, 0, SCALE_BYTES))]
-                with m.If(row == self.rows):
+                with m.If(row == end_row):
                     m.next = "item"
                 with m.Elif(~member):
                     m.d.sync += row.eq(row + 1)
@@ -283,7 +289,8 @@ class _Scan:
     """
 
     def __init__(self, unit, m, insn, item, in_values, piece, begin, count, own, position, row,
-                 query, ratio, root, place, softmax, merge):
+                 query, ratio, root, place, softmax, merge, first_row, end_row):
+        self.end_row = end_row
         self.unit, self.m, self.insn, self.item = unit, m, insn, item
         self.in_values, self.piece, self.count, self.own = in_values, piece, count, own
         self.row, self.query, self.ratio, self.softmax = row, query, ratio, softmax
@@ -304,7 +311,7 @@ class _Scan:
             query_base.eq(group_base + self.own_base + (insn.query << block)),
             key_base.eq(head_base + (insn.key << block)),
             value_base.eq(head_base + (insn.value << block)),
-            self.query_now.eq(row * ratio + query),
+            self.query_now.eq((row - first_row) * ratio + query),
         ]
         # Whose codes are kept; a query alone stays there from page to page.
         self.loaded = Signal()
@@ -454,7 +461,7 @@ class _Scan:
     def _capture(self, softmax, merge, now):
         """Keep the sums of a run of values until the merging has read them."""
         m, unit, item = self.m, self.unit, self.item
-        later_member = Cat((entry.root == item.root) & (at > self.row) & (at < unit.rows)
+        later_member = Cat((entry.root == item.root) & (at > self.row) & (at < self.end_row)
                            for at, entry in enumerate(unit.table)).any()
         job = Signal.like(merge.jobs.payload)
         with m.If(self.turn_last & self.in_values & self.issue):

@@ -5,7 +5,7 @@ from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import isa, layout
+from alula.hw import isa, layout, rows as rows_of
 from alula.hw.attention.multiply import Multiplier
 from alula.hw.attention.walk import UNIT_BITS, PageWalk, item_layout
 from alula.hw.axi import ADDRESS_BITS, BEATS_BITS, REQUEST
@@ -40,7 +40,7 @@ class PageFetch(wiring.Component):
     -------
     command : ``In(stream of COMMAND_BITS)``
         Taken at its end.
-    lane, rows, table, slot_words : of the step
+    lane, table, slot_words : of the step
     entry : ``Out``, ``slot`` : ``In``
         The slot of a page, a clock after its entry.
     requests : ``Out(stream of PAGES)``
@@ -70,7 +70,8 @@ class PageFetch(wiring.Component):
         load = instruction_layout(isa.LoadPages)(self.command.payload)
         item = Signal(item_layout(arch))
         m.d.comb += [
-            walk.kv_heads.eq(load.kv_heads), walk.lane.eq(self.lane), walk.rows.eq(self.rows),
+            walk.kv_heads.eq(load.kv_heads), walk.lane.eq(self.lane),
+            walk.rows.eq(rows_of.told(arch, self.command.payload)), walk.part.eq(load.rows),
             self.entry.eq(choose(item.root, [row.pages for row in self.table]) + item.page),
         ]
         m.d.comb += [mine.eq(theirs) for mine, theirs in zip(walk.table, self.table, strict=True)]

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import isa, layout
+from alula.hw import isa, layout, rows as rows_of
 from alula.hw.attention.attend import largest_piece
 from alula.hw.attention.fetch import SCALE_BYTES
 from alula.hw.attention.multiply import Multiplier
@@ -134,7 +134,7 @@ class KeyValueStore(wiring.Component):
                              placed.eq(here.placed), pages.eq(here.pages),
                              head.eq(0), of_head.eq(0), index.eq(0), in_lane.eq(store.offset)]
                 m.next = "look up"
-                with m.If(row == self.rows):
+                with m.If(row == rows_of.told(arch, self.command.payload)):
                     m.next = "finish"
             with m.State("look up"):
                 m.next = "place"

@@ -86,7 +86,7 @@ class LaneMerge(wiring.Component):
     -------
     jobs : ``In(stream of job_layout)``, sums : ``In``
         A job is taken when its sums have been read.
-    rows, ratio, head_dim, piece : steady
+    first_row, end_row, ratio, head_dim, piece : steady
         ``piece`` is log2 of the values of a chunk.
     top : ``In``
         The last page of any row: it tells which classes there are.
@@ -99,7 +99,8 @@ class LaneMerge(wiring.Component):
         super().__init__({
             "jobs": In(stream.Signature(job_layout(arch))),
             "sums": In(signed(SUM_BITS)).array(arch.beat_bytes),
-            "rows": In(range(arch.rows + 1)),
+            "first_row": In(range(arch.rows + 1)),
+            "end_row": In(range(arch.rows + 1)),
             "ratio": In(range(arch.attention_queries + 1)),
             "head_dim": In(9),
             "piece": In(3),
@@ -134,7 +135,7 @@ class LaneMerge(wiring.Component):
         with m.If(issue & ~total_turn):
             m.d.sync += [at.eq(at + 1), index.eq(index + 1), left.eq(left - 1)]
         next_query, last_query = Signal(), Signal()
-        m.d.comb += last_query.eq((row + 1 == self.rows) & (head + 1 == self.ratio))
+        m.d.comb += last_query.eq((row + 1 == self.end_row) & (head + 1 == self.ratio))
         begin_query = [at.eq(0), left.eq(size - 1)]
         with m.FSM():
             with m.State("idle"):
@@ -161,7 +162,8 @@ class LaneMerge(wiring.Component):
                     m.d.comb += self.jobs.ready.eq(1)
                     m.next = "idle"
             with m.State("resolve"):
-                m.d.sync += [*begin_query, base.eq(0), query.eq(0), row.eq(0), head.eq(0)]
+                m.d.sync += [*begin_query, base.eq(0), query.eq(0), row.eq(self.first_row),
+                             head.eq(0)]
                 sibling = Signal(LEVELS)
                 m.d.comb += sibling.eq(node ^ 1)
                 first = Signal(LEVELS + 1)

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from alula.hw import layout
+from alula.hw import isa, layout
 from alula.hw.choice import choose
 from alula.hw.numerics import PAGE_CLASSES, PAGE_TOKENS
 from alula.hw.step import POSITION_BITS, row_bits, row_layout
@@ -62,8 +62,8 @@ class PageWalk(wiring.Component):
     -------
     start : ``In(1)``
         Begin again; ``kv_heads`` is read then.
-    lane, rows, table
-        Steady until the end.
+    lane, rows, part, table
+        Steady until the end. Items are of roots that have a member in ``part`` of the rows.
     top : ``Out``
         The last page of any row, from the first item until the next start.
     items : ``Out(stream of item_layout)``
@@ -76,6 +76,7 @@ class PageWalk(wiring.Component):
             "kv_heads": In(HEAD_BITS),
             "lane": In(range(arch.lanes)),
             "rows": In(range(arch.rows + 1)),
+            "part": In(isa.HEADER_BITS["rows"]),
             "table": In(row_layout(arch)).array(arch.rows),
             "top": Out(PAGE_BITS),
             "items": Out(stream.Signature(item_layout(arch))),
@@ -90,12 +91,17 @@ class PageWalk(wiring.Component):
         page_class = Array(Const(number, _CLASS) for number in layout.CLASS_ORDER)[leaf]
         here = Signal(row_layout(arch))
         later_root = Signal()  # some later row is a root
+        half = (1 << isa.half(arch.rows)) - 1
+        wanted = Signal(arch.rows)  # rows
+        m.d.comb += wanted.eq(Mux(self.part == isa.Rows.FIRST, half,
+                                  Mux(self.part == isa.Rows.SECOND, ~half, -1)))
         top = self.top
         item = self.items.payload
         begin, end = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
         m.d.sync += here.eq(choose(row, [entry.as_value() for entry in self.table]))
         m.d.comb += [
             later_root.eq(Cat((entry.root == at) & (at > row) & (at < self.rows)
+                              & (entry.members & wanted).any()
                               for at, entry in enumerate(self.table)).any()),
             item.head.eq(head), item.leaf.eq(leaf),
             item.low.eq(Mux(first > begin, first - begin, 0)),
@@ -131,8 +137,9 @@ class PageWalk(wiring.Component):
             with m.State("look up"):
                 m.next = "item"
             with m.State("item"):
-                m.d.comb += self.items.valid.eq(here.root == row)
-                with m.If(here.root != row):
+                m.d.comb += self.items.valid.eq((here.root == row)
+                                                & (here.members & wanted).any())
+                with m.If(~self.items.valid):
                     m.d.sync += row.eq(row + 1)
                     m.next = "look up"
                 with m.Elif(self.items.ready):

@@ -4,7 +4,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from alula.hw import fp, functions, isa, numerics
+from alula.hw import fp, functions, isa, numerics, rows as rows_of
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.pipe import Pipe
 from alula.hw.vector.buffers import (
@@ -96,7 +96,8 @@ class Activate(wiring.Component):
         m.d.comb += [
             words.eq(words_of(arch, insn.size)),
             last.eq(word + 1 == words),
-            end.eq(last & (step == steps - 1) & (row + 1 == self.rows)),
+            end.eq(last & (step == steps - 1)
+                   & (row + 1 == rows_of.end_row(arch, self.command, self.rows))),
             self.read_address.eq(base + word + first_word(
                 arch, Mux(step == 0, insn.source, insn.other))),
             target.eq(base + word + first_word(arch, insn.target)),
@@ -109,8 +110,10 @@ class Activate(wiring.Component):
                 m.d.sync += word.eq(Mux(last, 0, word + 1))
                 with m.If(last):
                     m.d.sync += [row.eq(row + 1), base.eq(base + row_words(arch))]
+        first = rows_of.first_row(arch, self.command)
         with m.If(self.start):
-            m.d.sync += [busy.eq(1), step.eq(0), word.eq(0), row.eq(0), base.eq(0)]
+            m.d.sync += [busy.eq(1), step.eq(0), word.eq(0), row.eq(first),
+                         base.eq(first * row_words(arch))]
         with m.Elif(end):
             m.d.sync += busy.eq(0)
         p = Pipe(m)

@@ -4,7 +4,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from alula.hw import fp, isa, numerics
+from alula.hw import fp, isa, numerics, rows as rows_of
 from alula.hw.formats import COMMAND_BITS, instruction_layout
 from alula.hw.isa import BLOCK
 from alula.hw.pipe import Pipe
@@ -42,7 +42,9 @@ class Groups(wiring.Component):
     Members
     -------
     start, next : ``In(1)``
-        Begin at the first word; go on to the next.
+        Begin at the first word of row ``begin``; go on to the next.
+    rows : ``In``
+        The first row behind the last.
     words, group_words : ``In``
         Words of a row, words of a group.
     row, base, word : ``Out``
@@ -55,7 +57,7 @@ class Groups(wiring.Component):
         self.arch = arch
         super().__init__({
             "start": In(1), "next": In(1), "words": In(18), "group_words": In(_GROUP_BITS),
-            "rows": In(range(arch.rows + 1)),
+            "begin": In(range(arch.rows)), "rows": In(range(arch.rows + 1)),
             "row": Out(range(arch.rows)), "base": Out(address_bits(arch)), "word": Out(18),
             "first": Out(1), "last": Out(1), "end": Out(1),
         })
@@ -70,7 +72,8 @@ class Groups(wiring.Component):
             self.end.eq(row_end & (self.row + 1 == self.rows)),
         ]
         with m.If(self.start):
-            m.d.sync += [inside.eq(0), self.word.eq(0), self.row.eq(0), self.base.eq(0)]
+            m.d.sync += [inside.eq(0), self.word.eq(0), self.row.eq(self.begin),
+                         self.base.eq(self.begin * row_words(self.arch))]
         with m.Elif(self.next):
             m.d.sync += [inside.eq(Mux(self.last, 0, inside + 1)),
                          self.word.eq(Mux(row_end, 0, self.word + 1))]
@@ -120,7 +123,9 @@ class Quantize(wiring.Component):
         m.submodules.coding = coding = Groups(arch)
         words, group_words = words_of(arch, insn.size), insn.group >> log2(arch.vector_width)
         for groups in (reading, coding):
-            m.d.comb += [groups.start.eq(self.start), groups.rows.eq(self.rows),
+            m.d.comb += [groups.start.eq(self.start),
+                         groups.begin.eq(rows_of.first_row(arch, self.command)),
+                         groups.rows.eq(rows_of.end_row(arch, self.command, self.rows)),
                          groups.words.eq(words), groups.group_words.eq(group_words)]
         busy, pause = Signal(), Signal()
         m.d.comb += reading.next.eq(busy & ~pause)
@@ -132,6 +137,7 @@ class Quantize(wiring.Component):
         m.d.comb += self.read_address.eq(
             reading.base + reading.word + first_word(arch, insn.source))
         m.d.comb += self.operation.eq(Operation.SCALE)
+        self.moved = Mux(insn.packed, isa.half(arch.rows), 0)  # rows that codes move down
         p = Pipe(m)
         x = self._masked(m, p, reading, insn)
         known = self._divide(m, p, x, reading, insn)
@@ -182,7 +188,7 @@ class Quantize(wiring.Component):
                              - (insn.group >> log2(BLOCK)) + 1)
         m.d.comb += [
             self.scales.valid.eq(p.at(last, scale.stage)),
-            self.scales.row.eq(p.at(p.input(reading.row), scale.stage)),
+            self.scales.row.eq(p.at(p.input(reading.row), scale.stage) - self.moved),
             self.scales.block.eq(p.at(p.input(block), scale.stage)),
             self.scales.scale.eq(scale.signal),
         ]
@@ -225,7 +231,7 @@ class Quantize(wiring.Component):
         m.d.comb += [
             self.codes.valid.eq(valid & (Const(1, 1) if words == 1
                                          else place[:log2(words)].all())),
-            self.codes.row.eq(row),
+            self.codes.row.eq(row - self.moved),
             self.codes.block.eq(place >> log2(words)),
             self.codes.codes.eq(joined),
             self.finished.eq(end),

@@ -4,6 +4,7 @@ from amaranth.hdl import Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from alula.hw import rows as rows_of
 from alula.hw.formats import COMMAND_BITS
 from alula.hw.vector.buffers import address_bits, param_bits, row_words
 from alula.hw.vector.lanes import step_layout
@@ -15,7 +16,7 @@ class Sequencer(wiring.Component):
     Members
     -------
     start : ``In(1)``
-        One clock; ``command`` and ``rows`` hold from then until ``finished``.
+        One clock; ``command`` and ``rows``, the step's, hold from then until ``finished``.
     step, read_address, param_address : ``Out``
         This clock's step, and the words it reads.
     finished : ``Out(1)``
@@ -41,9 +42,11 @@ class Sequencer(wiring.Component):
         ``finished`` is high when there is none.
         """
         row, base, end = Signal(range(self.arch.rows)), Signal(address_bits(self.arch)), Signal()
+        first = rows_of.first_row(self.arch, self.command)
+        last = rows_of.end_row(self.arch, self.command, self.rows)
         with m.If(self.start):
-            m.d.sync += [row.eq(0), base.eq(0)]
+            m.d.sync += [row.eq(first), base.eq(first * row_words(self.arch))]
         with m.Elif(end):
             m.d.sync += [row.eq(row + 1), base.eq(base + row_words(self.arch))]
-        m.d.comb += self.finished.eq(end & (row + 1 == self.rows))
+        m.d.comb += self.finished.eq(end & (row + 1 == last))
         return base, end

@@ -32,7 +32,7 @@ class Victim(Pair):
         for number in range(seed, seed + 100_000, 1000):
             made = case(number, ARCHS[name], **choices)
             self.step = made.steps[0]
-            self.ran = sorted(executed(made.program, bool(self.step.header["head"])))
+            self.ran = sorted(executed(made.program, self.step))
             self.found = [at for at in self.ran
                           if wanted is None or isinstance(made.program.instructions[at], wanted)]
             if self.found:
@@ -165,18 +165,20 @@ def test_opcode(wanted, name):
 
 
 @pytest.mark.parametrize("wanted, change", [
-    (isa.Combine, dict(function=3)), (isa.Loop, dict(source=3)), (isa.Loop, dict(source=15)),
-], ids=["function", "source", "source 15"])
+    (isa.Combine, dict(function=3)), (isa.Combine, dict(rows=3)), (isa.Loop, dict(source=5)),
+    (isa.Loop, dict(source=15)),
+], ids=["function", "rows", "source", "source 15"])
 def test_opcode_field(wanted, change):
     """A field that has a value it may not have."""
     victim = Victim(1, "sim", wanted)
     at = victim.found[0]
     word = int.from_bytes(isa.encode(victim.code[at]), "little")
-    shift = sum(isa.HEADER_BITS.values())
-    for name, spec in wanted.operands().items():
+    widths = isa.HEADER_BITS | {name: spec["width"] for name, spec in wanted.operands().items()}
+    shift = 0
+    for name, width in widths.items():
         if name in change:
             word |= change[name] << shift
-        shift += spec["width"]
+        shift += width
     start = victim.program.memory.program.start + at * isa.INSTRUCTION_BYTES
     victim.rtl.write(start, word.to_bytes(16, "little"))
     error = victim.fail()

@@ -13,7 +13,7 @@ from alula.host.perf import Model, measure, step_bytes
 from alula.host.session import Row
 from alula.hw import isa
 from alula.hw.arch import SIM
-from alula.sim.cycles import layer_loop, with_passes
+from alula.sim.cycles import layer_loops, with_passes
 
 SMALL = Shape(layers=5, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn=512, vocab=512,
               positions=512)
@@ -66,9 +66,11 @@ def test_prefill_grows_with_the_prompt(model):
 
 
 def test_loop_of_layers(program):
-    loop = layer_loop(program.instructions)
-    assert program.instructions[loop].count == SMALL.layers
-    assert with_passes(program.instructions, loop, 2)[loop].count == 2
+    loops = whole, halves = layer_loops(program.instructions)
+    assert program.instructions[whole].count == SMALL.layers
+    assert program.instructions[halves].count == SMALL.layers - 1
+    fewer = with_passes(program.instructions, loops, 2)
+    assert [fewer[loop].count for loop in loops] == [2, 1]
 
 
 def test_command(program, tmp_path, capsys):

@@ -31,6 +31,14 @@ def test_random_program_rows(seed, rows):
     check(seed, ARCHS["sim"], rows=rows)
 
 
+@pytest.mark.parametrize("rows", [9, 11, 16])
+@pytest.mark.parametrize("seed", range(3000, 3010))
+def test_random_program_halves(seed, rows):
+    """One half of the rows after the other."""
+    check(seed, ARCHS["sim"], rows=rows,
+          only=("halves", "halves", "combine", "quantize", "linear", "attention"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ARCHS if name != "sim"])
 @pytest.mark.parametrize("seed", range(2000, 2060))

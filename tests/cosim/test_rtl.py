@@ -46,7 +46,8 @@ def _same(program, feeds):
 def test_rtl_tokens(program):
     """Tokens alone, steps of several rows over a page's end, and a second sequence."""
     golden, rtl = _same(program, [(0, [5, 17, 300], 1), (0, list(range(10, 74)), 8),
-                                  (1, [40, 41, 42], 3), (0, [9], 1)])
+                                  (1, [40, 41, 42], 3), (0, [9], 1),
+                                  (1, list(range(50, 110)), 16), (1, [7, 8], 1)])
     size = golden.device.machine.control.size
     np.testing.assert_array_equal(rtl.device.control[:size], golden.device.machine.control)
 

@@ -26,11 +26,11 @@ UNITS = {
     "gather": (Gather, (), 8),
     "load": (LoadUnit, STEP, 5),
     "prefetch": (Prefetch, STEP, 8),
-    "sequencer": (Sequencer, (*STEP, "program", "instructions", "repeats", "head"), 6),
+    "sequencer": (Sequencer, (*STEP, "program", "instructions", "repeats", "head", "halves"), 6),
     "step": (StepTable, ("base",), 7),
     "store": (StoreUnit, STEP, 8),
     "fetch": (lambda arch: PageFetch(arch, 4), STEP, 8),
-    "walk": (PageWalk, (*STEP, "kv_heads"), 8),
+    "walk": (PageWalk, (*STEP, "kv_heads", "part"), 8),
     "buffer": (lambda arch: VectorBuffer(arch, 3), STEP, 8),
     "supervisor": (lambda arch: Supervisor(), ("status", "watchdog"), 8),
 }

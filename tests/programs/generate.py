@@ -208,7 +208,7 @@ class Generator:
              "activate", "rms_norm", "rotate", "rotate", "select_top", "store_row", "store_top",
              "load_row", "load_params", "attention", "attention", "loop", "loop", "head", "sync",
              "barrier", "registers", "nest", "read_step")
-    OUTERMOST = ("head", "read_step")  # not in a loop that is counted
+    OUTERMOST = ("head", "halves", "read_step")  # not in a loop that is counted
 
     def _operation(self) -> list[Item]:
         while True:
@@ -510,6 +510,33 @@ class Generator:
                 continue
         self.regions = [region for region in known if region in self.regions]
         return [BARRIER, LoopBlock(body, source=Count.HEAD), BARRIER]
+
+    def _halves(self) -> list[Item]:
+        """What runs for one half of the rows, then for the other; sometimes for all instead."""
+        known, chooser = list(self.regions), self.random
+        whole = chooser.random() < 0.2
+        body: list[Item] = []
+        for _ in range(chooser.randint(2, 5)):
+            kind = chooser.choice(("combine", "activate", "rms_norm", "rotate", "quantize",
+                                   "linear", "linear", "attention", "attention"))
+            try:
+                items = getattr(self, f"_{kind}")()
+            except _NoRoom:
+                continue
+            for rows in [isa.Rows.ALL] if whole else [isa.Rows.FIRST, isa.Rows.SECOND]:
+                body += [self._of_rows(item, rows) for item in items
+                         if rows is not isa.Rows.SECOND or not isinstance(item, isa.StoreKeyValue)]
+        self.regions = [region for region in known if region in self.regions]
+        return [BARRIER, LoopBlock(body, source=Count.WHOLE if whole else Count.HALVES), BARRIER]
+
+    def _of_rows(self, item: Item, rows: isa.Rows) -> Item:
+        if isinstance(item, isa.LoadStream | isa.StoreKeyValue | isa.SetAddress | isa.AddAddress):
+            return item
+        assert isinstance(item, isa.Instruction)
+        item = replace(item, rows=rows)
+        if rows is isa.Rows.SECOND and isinstance(item, isa.Quantize):
+            return replace(item, packed=self.random.randrange(2))
+        return item
 
     def _sync(self) -> list[Item]:
         """A token from one queue to another for no reason."""

@@ -34,8 +34,8 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 TILE = ("bits", "zeros", "group", "sparsity", "presence")  # pairs of these are of one tile
 
 
-def executed(program: Program, head: bool) -> set[int]:
-    """Return the instructions that run if rows want logits, or none does."""
+def executed(program: Program, step: Rows) -> set[int]:
+    """Return the instructions that run in a step."""
     code, found, skip = program.instructions, set(), 0
     for at, insn in enumerate(code):
         if skip:
@@ -43,9 +43,16 @@ def executed(program: Program, head: bool) -> set[int]:
             continue
         found.add(at)
         if isinstance(insn, isa.Loop):
-            count = {Count.IMMEDIATE: insn.count, Count.REPEATS: 1, Count.HEAD: head}[insn.source]
-            skip = not count
+            skip = not passes(program, insn, step)
     return found
+
+
+def passes(program: Program, loop: isa.Loop, step: Rows) -> int:
+    """Return how often a loop runs in a step."""
+    halves = step.count > isa.half(program.arch.rows)
+    return {Count.IMMEDIATE: loop.count, Count.REPEATS: int(step.header["repeats"]),
+            Count.HEAD: int(step.header["head"]), Count.WHOLE: int(not halves),
+            Count.HALVES: int(halves)}[loop.source]
 
 
 def tiles(program: Program, insn: isa.Linear, stream: int) -> Iterator[frozenset[Tag]]:
@@ -128,9 +135,7 @@ def variants(program: Program, ran: set[int], step: Rows) -> Iterator[Tag]:
                 yield "variant", (f"SelectTop {'clear' if insn.clear else 'keep'} "
                                   f"{'none' if not insn.size else 'some'}")
             case isa.Loop():
-                count = str(min(insn.count, 2)) if insn.source is Count.IMMEDIATE else (
-                    str(min(int(step.header["repeats"]), 2)) if insn.source is Count.REPEATS
-                    else str(int(step.header["head"])))
+                count = str(min(passes(program, insn, step), 2))
                 yield "variant", f"Loop {insn.source.name} {count}{'+' if count == '2' else ''}"
             case isa.Quantize():
                 yield "variant", ("Quantize power of two" if not insn.group & (insn.group - 1)
@@ -180,7 +185,7 @@ def pairs_of(case: Case, step: Rows, memory: MemoryModel, *, error: str = "none"
     With an error the only instruction counted is the one at fault.
     """
     program = case.program
-    ran = executed(program, bool(step.header["head"]))
+    ran = executed(program, step)
     arch = program.arch
     run: set[Tag] = {rows_tag(step.count), memory_tag(memory), ("error", error),
                      ("build", f"{arch.lanes} lane{'s' * (arch.lanes > 1)} x {arch.beat_bytes}")}

@@ -61,7 +61,7 @@ def test_shape_program_bytes(name):
     """At most 64 KiB, whatever the layers; and padding at most 2 %."""
     made = compile(shape_graph(name, parse("w4g128")), BUILDS["u55c"],
                    Options(context=2048, sequences=1), images=False)
-    assert made.program_bytes <= 4096
+    assert made.program_bytes <= 8192
     held = made.statistics["bytes"]
     assert held["padding"] <= 0.02 * held["total"]
     print(f"{name}: {made.program_bytes} bytes of program, "

@@ -75,8 +75,18 @@ def test_decode_spare_bits_wrong():
 
 def test_decode_enum_wrong():
     word = isa.encode(isa.Loop(source=isa.Count.HEAD))
-    broken = (int.from_bytes(word, "little") | 7 << 20).to_bytes(16, "little")
-    with pytest.raises(isa.EncodingError, match=r"^Loop.source must be one of \[0, 1, 2\], not 7$"):
+    broken = (int.from_bytes(word, "little") | 7 << 22).to_bytes(16, "little")
+    with pytest.raises(isa.EncodingError,
+                       match=r"^Loop.source must be one of \[0, 1, 2, 3, 4\], not 7$"):
+        isa.decode(broken)
+
+
+def test_decode_rows_wrong():
+    word = isa.encode(isa.Attend(target=0, query=0, key=0, value=0, heads=1, kv_heads=1,
+                                 head_dim=16, window=0, rows=isa.Rows.SECOND))
+    assert isa.decode(word).rows is isa.Rows.SECOND
+    broken = (int.from_bytes(word, "little") | 3 << 20).to_bytes(16, "little")
+    with pytest.raises(isa.EncodingError, match=r"^Attend.rows must be one of \[0, 1, 2\], not 3$"):
         isa.decode(broken)
 
 
