@@ -68,7 +68,8 @@ def mixed(generator, rows, cols, bits, group, arch, exponent=0, uniform=None):
 
 # Lanes with less memory, which build faster.
 SMALL = dict(activation_elements=8192, prefetch_beats=256, rows=4)
-ARCHS = {"narrow": replace(BUILDS["sim"], beat_bytes=16, lane_dsps=32, vector_width=4),
+NARROW = replace(BUILDS["sim"], beat_bytes=16, lane_dsps=32, vector_width=4)
+ARCHS = {"narrow": NARROW, "one row": replace(NARROW, rows=1),
          "wide": replace(BUILDS["u55c"], **SMALL),
          "middle": replace(BUILDS["u55c"], beat_bytes=32, lane_dsps=64, vector_width=8, **SMALL),
          "deep": replace(BUILDS["kv260"], **{**SMALL, "rows": 2})}

@@ -99,7 +99,7 @@ class ScaleAccumulate(wiring.Component):
         numbers = self._shared_out(*self._chunks(*self._sums()))
         even, odd = (p.input(self.scales[at:at + 32], self.top + SCALES_LATENCY) for at in (0, 32))
         lone = self._of_tag(lambda tag: tag.lone)
-        x_scales = p.delay(even, 1), p.mux(lone, even, odd)
+        x_scales = p.delay(even, 1), p.mux(lone, even, odd) if self.shape.pair else p.delay(even, 1)
         terms = []
         for at, number in enumerate(numbers):
             scale = self._of_tag(lambda tag, at=at: tag.jobs[at].scale)
@@ -165,7 +165,8 @@ class ScaleAccumulate(wiring.Component):
             of_low = choose(job.rank, low)
             number = Signal(signed(GROUP_SUM_BITS), name=f"number_{at}", reset_less=True)
             self.m.d.sync += number.eq(
-                Mux(tag.lone, of_low, choose(job.rank, high)) if at % 2 else of_low)
+                Mux(tag.lone, of_low, choose(job.rank, high)) if at % 2 and self.shape.pair
+                else of_low)
             numbers.append(p.input(number, stage + 1))
         return numbers
 

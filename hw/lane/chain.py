@@ -59,7 +59,6 @@ class Chain(wiring.Component):
 
     def __init__(self, arch, primitive=""):
         self.shape, self.primitive = LaneShape(arch), primitive
-        self.pair = arch.rows > 1
         slots, count = self.shape.slots, self.shape.half_windows
         self.levels = count.bit_length()
         super().__init__({
@@ -82,12 +81,12 @@ class Chain(wiring.Component):
                 Add.CASCADE if k else Add.BIASED))
             add = delayed(m, add, k + dsp.ADD_DELAY)
             for j in range(self.shape.half_windows):
-                m.submodules[f"slice_{j}_{k}"] = cell = DspSlice(self.primitive, self.pair)
+                m.submodules[f"slice_{j}_{k}"] = cell = DspSlice(self.primitive, self.shape.pair)
                 weight, lo, hi = (part[bits * j:bits * (j + 1)]
                                   for part, bits in zip(operands, (9, 8, 8), strict=True))
                 m.d.comb += [cell.b.eq(weight), cell.lo.eq(lo), cell.add.eq(add),
                              cell.shared.eq(shared)]
-                if self.pair:
+                if self.shape.pair:
                     m.d.comb += cell.hi.eq(hi)
                 if k:
                     m.d.comb += cell.cascade.eq(before[j].cascade_out)
@@ -110,7 +109,7 @@ class Chain(wiring.Component):
                          for name in ("low", "high"))
             # What was added so that the low sum does not borrow is its top bit, inverted.
             m.d.sync += low.eq(Cat(total[:bits - 1], ~total[bits - 1]).as_signed())
-            if self.pair:
+            if self.shape.pair:
                 m.d.sync += high.eq(total[bits:2 * bits])
             words.append(Cat(_extended(low), _extended(high)))
         for level in range(self.levels):

@@ -151,7 +151,7 @@ class LinearUnit(wiring.Component):
         later, again = self._passes()
         m.d.comb += [
             last_pair.eq(self.pair == last),
-            self.lone.eq(last_pair & self.tokens[0]),
+            self.lone.eq(last_pair & self.tokens[0] if self.shape.pair else 1),
             # Of a bundle's rows none comes twice, so later passes need not wait.
             stall.eq(self._conflict() & bundle.last_chunk & ~later),
             self.issue.eq(self.bundles.valid & self.operands.ready & ~stall
@@ -218,7 +218,8 @@ class LinearUnit(wiring.Component):
             m.d.sync += [row.taken.eq(self.taken[at]), row.number.eq(number),
                          row.scale.eq(bundle.scales.word_select(at, 16)),
                          row.fresh.eq(~(touched >> number)[0])]
-        for name, value in (("lone", self.lone), ("pair", self.pair), ("bank", self.bank),
+        m.d.comb += tag.lone.eq(delayed(m, self.lone, TAG) if shape.pair else 1)
+        for name, value in (("pair", self.pair), ("bank", self.bank),
                             ("end_of_strip", self.ended), ("chunk", bundle.chunk),
                             ("last_chunk", bundle.last_chunk), ("touched", touched | bundle.mask)):
             m.d.comb += tag[name].eq(delayed(m, value, TAG))
@@ -244,8 +245,9 @@ class LinearUnit(wiring.Component):
             operands.codes.eq(self.codes), operands.scale.eq(self.scale),
             self.weights.eq(self._weights()),
             self.valid.eq(delayed_flag(m, self.issue, SELECT))]
-        for source, out in ((operands.even, self.lo), (operands.odd, self.hi)):
-            m.d.comb += out.eq(self._inputs(source, selects))
+        m.d.comb += self.lo.eq(self._inputs(operands.even, selects))
+        if self.shape.pair:
+            m.d.comb += self.hi.eq(self._inputs(operands.odd, selects))
 
     def _inputs(self, source, selects):
         """Return each slot's input; slot ``k`` of a half-window ``k`` clocks later than slot 0.

@@ -141,8 +141,8 @@ class Operands(wiring.Component):
         m.d.comb += clear.eq(query.busy & query.nothing)
         # Where nothing is written there are zeros, which are the odd inputs of a query.
         odd_read = Cat(Cat(self.pair[:pair_bits], self.chunk[:chunk_bits], out), query.busy)
-        for odd, (vector, scale) in enumerate(((self.even, self.even_scale),
-                                               (self.odd, self.odd_scale))):
+        kept = [(self.even, self.even_scale), (self.odd, self.odd_scale)]
+        for odd, (vector, scale) in enumerate(kept[:1 + shape.pair]):
             mine = self.there & (self.token_in[0] == odd)
             parts = []
             for part in range(shape.parts):

@@ -33,8 +33,8 @@ class LaneShape:
         Most rows in a bundle.
     parts
         Codes of a bundle are put together in so many parts of ``beat_bytes`` slots.
-    pairs
-        Pairs of tokens: two tokens share a weight.
+    pair, pairs
+        Whether two tokens share a weight: in builds of several rows; and pairs of tokens.
     chunks
         Most chunks of a row.
     regions_bits
@@ -49,6 +49,7 @@ class LaneShape:
         self.rows = layout.rows_at_once(arch)
         self.rows_log2 = self.rows.bit_length() - 1
         self.parts = self.slots // self.beat_bytes
+        self.pair = arch.rows > 1
         self.pairs = -(-arch.rows // 2)
         self.chunks = max(1, max(numerics.GROUPS) // self.slots)
         self.regions_bits = (self.half_windows.bit_length() - 1).bit_length()

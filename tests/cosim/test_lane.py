@@ -13,11 +13,11 @@ from lanes import arch_of, extreme, mixed, pauses, start
 from products import Products
 
 from alula.hw import isa, layout, numerics
-from alula.hw.lane.slice import DSP48E2
+from alula.hw.lane.slice import DSP48E1, DSP48E2
 
 LANE = 1
 SIZE = 1 << 19
-PRIMITIVES = [Path(__file__).parent / name for name in ("dsp48e2.v", "muxf7.v")]
+PRIMITIVES = [Path(__file__).parent / name for name in ("dsp48e1.v", "dsp48e2.v", "muxf7.v")]
 
 
 def _arch():
@@ -177,7 +177,7 @@ async def every_format(dut, group, stall):
 @cocotb.test()
 async def largest_sums(dut):
     """No sum is too narrow."""
-    bench = Bench(dut, 3, tokens=4)
+    bench = Bench(dut, 3, tokens=min(4, bench_rows()))
     for group in (16, 64, 256):
         bench.add(extreme(16, 512, group, bench.arch), 512, 0, 0)
     await bench.run(32, extremes=True)
@@ -205,13 +205,17 @@ async def rate(dut, kind):
     assert share > {"dense": 0.95, "half": 0.92, "absent": 0.92}[kind]
 
 
-@pytest.mark.parametrize("arch", ["narrow", pytest.param("wide", marks=pytest.mark.slow)])
+WIDE = pytest.param("wide", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("arch", ["narrow", "one row", WIDE])
 def test_lane(arch):
     simulate(Products(arch_of(arch)), __file__, extra={"ALULA_TEST_ARCH": arch})
 
 
-@pytest.mark.parametrize("arch", ["narrow", pytest.param("wide", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["narrow", "one row", WIDE])
 def test_lane_of_primitives(arch):
     """As cards get it: DSP slices and multiplexers are instances."""
-    simulate(Products(arch_of(arch), primitive=DSP48E2), __file__, extra={"ALULA_TEST_ARCH": arch},
+    primitive = DSP48E1 if arch == "one row" else DSP48E2
+    simulate(Products(arch_of(arch), primitive), __file__, extra={"ALULA_TEST_ARCH": arch},
              models=PRIMITIVES)
