@@ -201,17 +201,12 @@ class Core(wiring.Component):
     def _products(self, m):
         """Matrix products end when every lane has, and nothing is on its way."""
         queue, arch = self.queues[Queue.MM], self.arch
-        # Lanes know the rows a clock before the product.
-        product, known = stream.Signature(COMMAND_BITS).create(path=("product",)), Signal()
-        m.d.sync += known.eq(queue.unit.valid & ~queue.unit.ready)
-        m.d.comb += [
-            product.valid.eq(queue.unit.valid & known), product.payload.eq(queue.unit.payload),
-            queue.unit.ready.eq(product.ready & known),
-        ]
-        fork(m, product, [lane.command for lane in self.lanes])
-        m.d.comb += [lane.command.payload.eq(product.payload) for lane in self.lanes]
-        tokens = rows_of.count(arch, product.payload, self.step.rows)
-        m.d.sync += [lane.tokens.eq(tokens) for lane in self.lanes]
+        product = queue.unit.payload
+        fork(m, queue.unit, [lane.command for lane in self.lanes])
+        m.d.comb += [lane.command.payload.eq(product) for lane in self.lanes]
+        # Lanes know the rows as they are offered the product, which the queue shows a clock before.
+        m.d.sync += [lane.tokens.eq(rows_of.count(arch, product, self.step.rows))
+                     for lane in self.lanes]
         running = Signal()
         started = queue.unit.valid & queue.unit.ready
         done = self._all_done(m, "products_done", [lane.done for lane in self.lanes], queue.done)
@@ -223,7 +218,7 @@ class Core(wiring.Component):
         per_row = self.arch.vector_elements // self.arch.vector_width
         write = Signal(layout)
         m.d.comb += [
-            write.address.eq((result.row + rows_of.first_row(arch, product.payload)) * per_row
+            write.address.eq((result.row + rows_of.first_row(arch, product)) * per_row
                              + result.block
                              * (BLOCK // self.arch.vector_width) + result.word),
             write.data.eq(result.values), write.mask.eq(-1),

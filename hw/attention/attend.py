@@ -77,7 +77,6 @@ class AttendUnit(wiring.Component):
             "done": Out(1),
             "busy": Out(1),
             "lane": In(range(arch.lanes)),
-            "rows": In(range(arch.rows + 1)),
             "table": In(row_layout(arch)).array(arch.rows),
             "ring_begin": In(pointer),
             "ring_pointer": Out(pointer),

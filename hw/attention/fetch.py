@@ -52,7 +52,6 @@ class PageFetch(wiring.Component):
         super().__init__({
             "command": In(stream.Signature(COMMAND_BITS)),
             "lane": In(range(arch.lanes)),
-            "rows": In(range(arch.rows + 1)),
             "table": In(row_layout(arch)).array(arch.rows),
             "slot_words": In(32),
             "entry": Out(ceil_log2(arch.page_entries)),

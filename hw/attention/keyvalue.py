@@ -34,7 +34,7 @@ class KeyValueStore(wiring.Component):
     -------
     command : ``In(stream of COMMAND_BITS)``
         Taken at its end, when all is written.
-    base, lane, rows, table, slot_words : steady
+    base, lane, table, slot_words : steady
     entry : ``Out``, slot : ``In``
         The slot of a page, a clock after its entry.
     reads : ``Out(1)``, granted : ``In(1)``, row, word, block
@@ -50,7 +50,6 @@ class KeyValueStore(wiring.Component):
             "command": In(stream.Signature(COMMAND_BITS)),
             "base": In(ADDRESS_BITS),
             "lane": In(range(arch.lanes)),
-            "rows": In(range(arch.rows + 1)),
             "table": In(row_layout(arch)).array(arch.rows),
             "slot_words": In(32),
             "entry": Out(ceil_log2(arch.page_entries)),

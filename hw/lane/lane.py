@@ -111,7 +111,7 @@ class Lane(wiring.Component):
         wiring.connect(m, linear.start, unpacker.start)
         wiring.connect(m, unpacker.bundles, linear.bundles)
         for unit in (attention, keys):
-            m.d.comb += [unit.lane.eq(self.lane), unit.rows.eq(self.tokens)]
+            m.d.comb += unit.lane.eq(self.lane)
             m.d.comb += [mine.eq(row) for mine, row in zip(unit.table, table, strict=True)]
 
         self._ring(m, prefetch, queue, linear, attention)
@@ -179,7 +179,7 @@ class Lane(wiring.Component):
             waiting.w_data.eq(self.pages.payload), waiting.w_en.eq(self.pages.valid),
             self.pages.ready.eq(waiting.w_rdy), fetch.command.valid.eq(waiting.r_rdy),
             fetch.command.payload.eq(waiting.r_data), waiting.r_en.eq(fetch.command.ready),
-            fetch.lane.eq(self.lane), fetch.rows.eq(self.tokens),
+            fetch.lane.eq(self.lane),
         ]
         m.d.comb += [mine.eq(row) for mine, row in zip(fetch.table, table, strict=True)]
 
