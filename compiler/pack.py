@@ -297,11 +297,12 @@ def _pack_mixed(tiles: _Tiles, stats: PackStats) -> list[bytes]:
                                       layout.unit_bytes(arch))))
     zero_sizes = layout.ZERO_POINT_BYTES * rows * tiles.asymmetric
     words = _with_totals(headers, rows, zero_sizes, position_sizes)
-    parts = [(words, np.full(words.shape, layout.HEADER_BYTES)),
-             (tiles.scales[tiles.present], layout.SCALE_BYTES * rows),
-             (zeros, zero_sizes),
-             (_joined(positions, position_sizes), position_sizes),
-             (_joined(codes, code_sizes), code_sizes)]
+    parts: list[tuple[NDArray[Any], NDArray[np.int64]]] = [
+        (words, np.full(words.shape, layout.HEADER_BYTES)),
+        (tiles.scales[tiles.present], layout.SCALE_BYTES * rows),
+        (zeros, zero_sizes),
+        (_joined(positions, position_sizes), position_sizes),
+        (_joined(codes, code_sizes), code_sizes)]
     _count(tiles, rows, [data.nbytes for data, _ in parts], stats)
     return _segments(parts, arch, stats)
 

@@ -22,7 +22,7 @@ class Simd(wiring.Component):
     held
         Keep the operands in registers first, which is a clock more.
     primitive
-        Instantiate a slice of this name instead of portable arithmetic; the results are the same.
+        Instantiate a slice, if it is a DSP48E2; the results are the same. The 7 series has few.
 
     Members
     -------
@@ -41,7 +41,7 @@ class Simd(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        if self.primitive:
+        if self.primitive == DSP48E2:
             self._primitive(m)
         else:
             self._portable(m)
@@ -63,24 +63,19 @@ class Simd(wiring.Component):
                                       for a, b in pairs))
 
     def _primitive(self, m):
-        # Refs: AMD UG579 and, of DSP48E1, UG479. OPMODE: X is A and B side by side, Z is C, Y and,
-        # in UltraScale+, W are 0; ALUMODE 0000 adds, 0011 takes X from Z.
+        # Ref: AMD UG579, UltraScale Architecture DSP Slice. OPMODE: X is A and B side by side, Z is
+        # C, Y and W are 0; ALUMODE 0000 adds, 0011 takes X from Z.
         clock, held = ClockSignal(), int(self.held)
-        if self.primitive == DSP48E2:
-            bits, opmode_bits = 27, 9
-            special = dict(p_AMULTSEL="A", p_BMULTSEL="B", p_PREADDINSEL="A", p_USE_WIDEXOR="FALSE")
-        else:
-            bits, opmode_bits = 25, 7
-            special = dict(p_USE_DPORT="FALSE")
         m.submodules.dsp = Instance(
-            self.primitive, **special,
+            DSP48E2,
             p_AREG=held, p_ACASCREG=held, p_DREG=0, p_ADREG=0, p_BREG=held, p_BCASCREG=held,
             p_CREG=held, p_MREG=0, p_PREG=1, p_OPMODEREG=0, p_INMODEREG=0, p_ALUMODEREG=0,
-            p_CARRYINREG=0, p_CARRYINSELREG=0,
+            p_CARRYINREG=0, p_CARRYINSELREG=0, p_AMULTSEL="A", p_BMULTSEL="B", p_PREADDINSEL="A",
             p_A_INPUT="DIRECT", p_B_INPUT="DIRECT", p_USE_MULT="NONE",
-            p_USE_SIMD=_MODES[self.fields], p_USE_PATTERN_DETECT="NO_PATDET",
-            i_CLK=clock, i_A=self.right[18:], i_D=Const(0, bits), i_B=self.right[:18],
-            i_C=self.left, i_INMODE=Const(0, 5), i_OPMODE=Const(0b0110011, opmode_bits),
+            p_USE_SIMD=_MODES[self.fields],
+            p_USE_WIDEXOR="FALSE", p_USE_PATTERN_DETECT="NO_PATDET",
+            i_CLK=clock, i_A=self.right[18:], i_D=Const(0, 27), i_B=self.right[:18],
+            i_C=self.left, i_INMODE=Const(0, 5), i_OPMODE=Const(0b000110011, 9),
             i_ALUMODE=Const(0b0011 if self.subtract else 0, 4),
             i_CARRYIN=Const(0, 1), i_CARRYINSEL=Const(0, 3),
             i_PCIN=Const(0, 48), i_ACIN=Const(0, 30), i_BCIN=Const(0, 18),

@@ -1,4 +1,4 @@
-// The parts of a DSP48E1 that multiply and add, or add several short numbers, written from its guide.
+// The parts of a DSP48E1 that multiply and add, written from its guide.
 // Ref: AMD UG479, 7 Series DSP48E1 Slice: figure of the slice's registers, tables of INMODE, OPMODE
 // and ALUMODE. Everything that is not modelled stops the simulation when it is asked for.
 module DSP48E1 #(
@@ -17,38 +17,27 @@ module DSP48E1 #(
     input RSTA, RSTALLCARRYIN, RSTALUMODE, RSTB, RSTC, RSTCTRL, RSTD, RSTINMODE, RSTM, RSTP,
     output [47:0] P, output [47:0] PCOUT
 );
-    localparam ALONE = USE_MULT == "NONE";  // the adder without the multiplier
-    localparam FIELD = USE_SIMD == "FOUR12" ? 12 : USE_SIMD == "TWO24" ? 24 : 48;
     reg signed [29:0] a2;
     reg signed [24:0] d, ad;
     reg signed [17:0] b1, b2;
-    reg signed [47:0] c, m, p;
+    reg signed [47:0] m, p;
     reg [6:0] opmode;
 
     wire signed [42:0] product = ad * b2;
-    wire [47:0] a_b = AREG == 0 ? {A, B} : {a2, b2};
-    wire [47:0] c_now = CREG == 0 ? C : c;
-    wire [6:0] mode = OPMODEREG == 0 ? OPMODE : opmode;
-
-    reg signed [47:0] x_y, z, total;  // where X and Y both select M, together it is the product
-    integer at;
+    reg signed [47:0] x_y, z;  // where X and Y both select M, together it is the product
     always @* begin
-        case (mode[3:0])
+        case (opmode[3:0])
             4'b0000: x_y = 0;
             4'b0101: x_y = m;
-            4'b0011: x_y = a_b;
             default: x_y = 48'hx;
         endcase
-        case (mode[6:4])
+        case (opmode[6:4])
             3'b000: z = 0;
             3'b001: z = PCIN;
             3'b010: z = p;
-            3'b011: z = c_now;
+            3'b011: z = C;
             default: z = 48'hx;
         endcase
-        for (at = 0; at < 48; at = at + FIELD)
-            total[at +: FIELD] = ALUMODE == 4'b0011 ? z[at +: FIELD] - x_y[at +: FIELD]
-                                                    : z[at +: FIELD] + x_y[at +: FIELD];
     end
 
     always @(posedge CLK) begin
@@ -56,29 +45,26 @@ module DSP48E1 #(
         if (CED) d <= D;
         if (CEAD) ad <= d + $signed(a2[24:0]);  // INMODE = 00100
         if (CEB1) b1 <= B;
-        if (CEB2) b2 <= BREG == 1 ? B : b1;
-        if (CEC) c <= C;
+        if (CEB2) b2 <= b1;
         if (CEM) m <= {{5{product[42]}}, product};
         if (CECTRL) opmode <= OPMODE;
-        if (CEP) p <= total;
+        if (CEP) p <= z + x_y;
     end
     assign P = p;
     assign PCOUT = p;
 
-    wire multiplies = AREG == 1 && DREG == 1 && ADREG == 1 && BREG == 2 && MREG == 1 && PREG == 1
-        && OPMODEREG == 1 && USE_DPORT == "TRUE" && USE_MULT == "MULTIPLY" && USE_SIMD == "ONE48";
-    wire adds = AREG == BREG && AREG == CREG && AREG <= 1 && PREG == 1 && OPMODEREG == 0
-        && ALONE && USE_DPORT == "FALSE" && MREG == 0 && DREG == 0 && ADREG == 0;
+    wire multiplies = AREG == 1 && DREG == 1 && ADREG == 1 && BREG == 2 && CREG == 0 && MREG == 1
+        && PREG == 1 && OPMODEREG == 1 && USE_DPORT == "TRUE" && USE_MULT == "MULTIPLY"
+        && USE_SIMD == "ONE48";
     initial begin
-        if (!(multiplies || adds) || INMODEREG != 0 || ALUMODEREG != 0 || CARRYINREG != 0
+        if (!multiplies || INMODEREG != 0 || ALUMODEREG != 0 || CARRYINREG != 0
             || CARRYINSELREG != 0 || A_INPUT != "DIRECT" || B_INPUT != "DIRECT") begin
             $display("DSP48E1: these attributes are not modelled");
             $stop;
         end
     end
     always @(posedge CLK) begin
-        if ((INMODE != 5'b00100 && !ALONE) || (ALUMODE != 0 && (ALUMODE != 3 || !ALONE))
-            || CARRYINSEL != 0 || CARRYIN
+        if (INMODE != 5'b00100 || ALUMODE != 0 || CARRYINSEL != 0 || CARRYIN
             || RSTA || RSTALLCARRYIN || RSTALUMODE || RSTB || RSTC || RSTCTRL || RSTD || RSTINMODE
             || RSTM || RSTP) begin
             $display("DSP48E1: this mode is not modelled");
