@@ -106,6 +106,11 @@ class ArchConfig:
         """Bytes a clock of one of a lane's memory ports."""
         return self.beat_bytes // self.lane_ports
 
+    @property
+    def core_memory(self) -> str:
+        """Where the core's memories that are not the vector buffer are: UltraRAM is the lanes'."""
+        return "block" if self.lanes > 1 else "auto"
+
     def with_lanes(self, lanes: int) -> ArchConfig:
         """Return the build with some of its lanes. Its hash is another one."""
         if not 1 <= lanes <= self.lanes:

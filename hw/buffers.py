@@ -104,7 +104,7 @@ class ParamBuffer(wiring.Component):
     def __init__(self, arch):
         self.words = arch.param_elements // arch.vector_width
         address = ceil_log2(self.words)
-        self.width = arch.vector_width
+        self.width, self.style = arch.vector_width, arch.core_memory
         super().__init__({
             "address": In(address), "data": Out(32 * self.width),
             "write": In(data.StructLayout({
@@ -114,7 +114,7 @@ class ParamBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.store = store = Ram(
-            shape=32 * self.width, depth=self.words, passive=True)
+            shape=32 * self.width, depth=self.words, passive=True, style=self.style)
         read, write = store.read_port(), store.write_port(granularity=32)
         m.d.comb += [read.addr.eq(self.address), write.addr.eq(self.write.address),
                      write.data.eq(self.write.data), write.en.eq(self.write.mask)]

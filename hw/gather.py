@@ -1,11 +1,13 @@
 """Bring the lanes' results together: a tree of two-way choices, a register at each."""
 
-from amaranth.hdl import Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw.attention.merge import packet_layout
 from alula.hw.lane.drain import result_layout
+
+DEPTH = 4  # words behind the tree
 
 
 def output_layout(arch):
@@ -28,7 +30,7 @@ class Choice(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         held, locked = Signal(), Signal()  # whose turn it was, and whether its packet goes on
-        chosen = Signal()
+        chosen = Signal(attrs={"keep": "true"})  # one for all bits, two of which then share a LUT
         first, second = self.inputs
         free = ~self.output.valid | self.output.ready
         m.d.comb += chosen.eq(Mux(locked, held, Mux(held, ~first.valid, second.valid)))
@@ -76,8 +78,14 @@ class Gather(wiring.Component):
                 busy = busy | node.output.valid
                 nodes.append(node.output)
             streams = nodes + streams[len(nodes) * 2:]
-        wiring.connect(m, streams[0], wiring.flipped(self.output))
+        # What comes behind takes a word or not; the tree is told a clock later.
+        m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=layout.size, depth=DEPTH)
+        m.d.comb += [
+            queue.w_data.eq(Value.cast(streams[0].payload)), queue.w_en.eq(streams[0].valid),
+            streams[0].ready.eq(queue.w_rdy), Value.cast(self.output.payload).eq(queue.r_data),
+            self.output.valid.eq(queue.r_rdy), queue.r_en.eq(self.output.ready),
+        ]
         for lane in self.lanes:
             busy = busy | lane.valid
-        m.d.comb += self.idle.eq(~busy)
+        m.d.comb += self.idle.eq(~busy & (queue.level == 0))
         return m

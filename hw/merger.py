@@ -65,7 +65,8 @@ class Merger(wiring.Component):
             "peak": signed(PEAK_BITS), "total": 32})
         m.submodules.states = states = Ram(shape=state, depth=entries)
         m.submodules.waiting = waiting = Ram(
-            shape=32 * width, depth=arch.merge_elements * PLACES // width, passive=True)
+            shape=32 * width, depth=arch.merge_elements * PLACES // width, passive=True,
+            style=arch.core_memory)
         m.submodules.scratch = scratch = Ram(
             shape=32 * width, depth=HEAD_DIM_LIMIT // width, passive=True)
         look, mark = states.read_port(), states.write_port()

@@ -102,7 +102,7 @@ class Sequencer(wiring.Component):
         m = Module()
         arch = self.arch
         m.submodules.code = code = Ram(
-            shape=COMMAND_BITS, depth=arch.program_instructions)
+            shape=COMMAND_BITS, depth=arch.program_instructions, style=arch.core_memory)
         store, fetch = code.write_port(), code.read_port()
         pc = Signal(range(arch.program_instructions + 1))
         word = Signal(COMMAND_BITS)

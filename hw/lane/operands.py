@@ -14,7 +14,6 @@ from alula.hw.ram import Ram
 
 BUFFERS = 2  # tiles
 PIECES_BITS = 5  # of the number of a query's piece
-IN_BLOCKS = (0,)  # parts of the odd tokens' inputs that are in block memory: LUTs are scarcer
 
 
 def query_port(arch):
@@ -150,7 +149,7 @@ class Operands(wiring.Component):
                 name = f"codes_{odd}_{part}"
                 if odd:
                     parts.append(self._ram(name, 2 << len(own_write), here, own_write, codes,
-                                           odd_read, block=part in IN_BLOCKS))
+                                           odd_read))
                 else:
                     parts.append(self._ram(name, depth, here | query.keep, write_at, codes,
                                            read_at, clear))
@@ -159,16 +158,13 @@ class Operands(wiring.Component):
                 Cat(self.token_in[1:1 + pair_bits], self.buffer_in), self.scale,
                 Cat(self.pair[:pair_bits], out)))]
 
-    def _ram(self, name, depth, enable, address, content, read_address, clear=0, block=False):
-        """Keep words in LUT or block memory; return a word, or zeros, a clock after its address."""
+    def _ram(self, name, depth, enable, address, content, read_address, clear=0):
+        """Keep words in LUT memory; return a word, or zeros, a clock after its address."""
         m = self.m
-        m.submodules[name] = held = Ram(shape=len(content), depth=depth, passive=True,
-                                        style="block" if block else "auto")
-        write, read = held.write_port(), held.read_port(domain="sync" if block else "comb")
+        m.submodules[name] = held = Ram(shape=len(content), depth=depth, passive=True)
+        write, read = held.write_port(), held.read_port(domain="comb")
         m.d.comb += [write.en.eq(enable), write.addr.eq(address), write.data.eq(content),
                      read.addr.eq(read_address)]
-        if block:
-            return read.data
         later = Signal(len(content), name=f"{name}_read", reset_less=True)
         m.d.sync += later.eq(read.data)
         with m.If(clear):
