@@ -20,8 +20,8 @@ coverage: $(VENV)/.installed-dev  ## random programs and errors on the hardware,
 		tests/cosim/test_errors.py $(TEST)
 	PYTHONPATH=tests $(BIN)/python -m programs.report $(COVERAGE)
 
-area: $(VENV)/.installed-dev      ## what builds take of their devices, by Yosys: an hour or so
-	$(BIN)/python -m alula.boards.area $(or $(AREA),u55c kv260)
+area: $(VENV)/.installed-dev      ## what builds take of their devices, by Yosys: an hour or more
+	$(BIN)/python -m alula.boards.area $(or $(AREA),u55c u280 u50 zcu104 kv260 pynq-z2)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

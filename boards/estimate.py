@@ -29,7 +29,7 @@ class Measured:
     """A lane by Yosys, and what is around the lanes of the build that it was measured in.
 
     When, and at which commit; later ones may have changed it. LUTs are those after packing
-    (:mod:`alula.boards.packing`). The rest is of ``around_commit``, with more or fewer lanes too.
+    (:mod:`alula.boards.packing`). What is around the lanes counts as it is for builds of fewer.
     """
 
     lane: str
@@ -38,15 +38,17 @@ class Measured:
     commit: str
     used: dict[str, float]
     around: dict[str, float]
-    around_commit: str
 
 
 MEASURED = (
-    Measured(lane="c90d25733c846825", family="xcup",  # of u55c
-             date="2026-11-22", commit="358b347",
-             used={"lut": 32_472, "ff": 35_364, "bram": 38, "uram": 22, "dsp": 216},
-             around={"lut": 47_724, "ff": 49_388, "bram": 9.5, "uram": 31, "dsp": 183},
-             around_commit="a543ac5"),
+    Measured(lane="c90d25733c846825", family="xcup",  # of u55c, u280 and u50
+             date="2026-11-22", commit="1edc1f0",
+             used={"lut": 29_222, "ff": 50_366, "bram": 37.5, "uram": 22, "dsp": 216},
+             around={"lut": 83_254, "ff": 88_760, "bram": 205.5, "uram": 61, "dsp": 230}),
+    Measured(lane="93b819b353518a6f", family="xc7",  # of pynq-z2
+             date="2026-11-22", commit="80f26c2",
+             used={"lut": 13_494, "ff": 18_444, "bram": 27.5, "uram": 0, "dsp": 64},
+             around={"lut": 27_337, "ff": 28_940, "bram": 31, "uram": 0, "dsp": 110}),
 )
 
 
@@ -81,8 +83,7 @@ class Estimate:
 
     @property
     def source(self) -> str:
-        return (f"Yosys, {self.lane.date}, lanes at commit {self.lane.commit}, "
-                f"what is around them at {self.lane.around_commit}; without the platform")
+        return f"Yosys, {self.lane.date}, commit {self.lane.commit}; without the platform"
 
     def __str__(self) -> str:
         return ", ".join(f"{self.used(what):,.0f} {what.upper()} of {getattr(self.part, what):,} "

@@ -10,8 +10,6 @@ BOARD = Zynq(
     tool=Tool(name="Vivado", commands=("vivado",), first="2022.1", last="2024.1"),
     runtime="PYNQ up to 3.1",
     limits=(
-        "whether the build fits the part is not known: it was never mapped to Zynq-7000",
-        "memories that ask for UltraRAM take block RAM, of which there is little",
         "the lane's two 64-bit ports carry 1.6 of the memory's 2.1 GB/s at 100 MHz",
         "the vendor's tool needs TUL's board files",
         "no release of PYNQ after 3.1 has it, and that one's Python is 3.10: Alula wants 3.11",

@@ -30,7 +30,7 @@ class Choice(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         held, locked = Signal(), Signal()  # whose turn it was, and whether its packet goes on
-        chosen = Signal(attrs={"keep": "true"})  # one for all bits, two of which then share a LUT
+        chosen = Signal()
         first, second = self.inputs
         free = ~self.output.valid | self.output.ready
         m.d.comb += chosen.eq(Mux(locked, held, Mux(held, ~first.valid, second.valid)))

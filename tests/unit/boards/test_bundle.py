@@ -34,6 +34,7 @@ from alula.hw.top import KERNEL_MODULE, LANE_MODULE
 from alula.sim.rtl.build import verilator_tools
 
 HERE = Path(__file__).parent
+NOT_MAPPED = {"zcu104", "kv260"}
 COSIM = HERE.parents[1] / "cosim"
 U55C, KV260 = BOARDS["u55c"], BOARDS["kv260"]
 FILES = {"alula.v", "alula_shell.v", "settings.tcl", "package.tcl", "build.sh", "manifest.json"}
@@ -261,10 +262,10 @@ def test_tool_version_counts_no_patch(tools, monkeypatch):
 # Area.
 
 
-@pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board.name)
-def test_board_is_within_the_limit(board):
-    """Each was mapped, and leaves room."""
-    assert estimate(board, board.arch).over == []
+def test_boards_are_within_the_limit():
+    found = {name: estimate(board, board.arch) for name, board in BOARDS.items()}
+    assert {name for name, one in found.items() if one is None} == NOT_MAPPED
+    assert not any(one.over for one in found.values() if one)
 
 
 def test_area_over_the_limit(monkeypatch):
