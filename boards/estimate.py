@@ -49,6 +49,10 @@ MEASURED = (
              date="2026-11-22", commit="80f26c2",
              used={"lut": 13_494, "ff": 18_444, "bram": 27.5, "uram": 0, "dsp": 64},
              around={"lut": 27_337, "ff": 28_940, "bram": 31, "uram": 0, "dsp": 110}),
+    Measured(lane="534df7c74814e83f", family="xcup",  # of zcu104
+             date="2026-11-22", commit="80f26c2",
+             used={"lut": 38_340, "ff": 77_490, "bram": 84, "uram": 14, "dsp": 389},
+             around={"lut": 38_532, "ff": 39_419, "bram": 6, "uram": 46, "dsp": 134}),
 )
 
 

@@ -34,7 +34,7 @@ from alula.hw.top import KERNEL_MODULE, LANE_MODULE
 from alula.sim.rtl.build import verilator_tools
 
 HERE = Path(__file__).parent
-NOT_MAPPED = {"zcu104", "kv260"}
+NOT_MAPPED = {"kv260"}
 COSIM = HERE.parents[1] / "cosim"
 U55C, KV260 = BOARDS["u55c"], BOARDS["kv260"]
 FILES = {"alula.v", "alula_shell.v", "settings.tcl", "package.tcl", "build.sh", "manifest.json"}
