@@ -53,6 +53,10 @@ MEASURED = (
              date="2026-11-22", commit="80f26c2",
              used={"lut": 38_340, "ff": 77_490, "bram": 84, "uram": 14, "dsp": 389},
              around={"lut": 38_532, "ff": 39_419, "bram": 6, "uram": 46, "dsp": 134}),
+    Measured(lane="c28e9839a5023014", family="xcup",  # of kv260
+             date="2026-11-22", commit="1edc1f0",
+             used={"lut": 38_237, "ff": 77_229, "bram": 73, "uram": 12, "dsp": 389},
+             around={"lut": 37_714, "ff": 39_027, "bram": 6, "uram": 32, "dsp": 133}),
 )
 
 
