@@ -30,7 +30,6 @@ from alula.hw.arch import ArchConfig, build
 from alula.hw.lane.slice import DSP48E1, DSP48E2
 from alula.hw.top import LANE_MODULE, TOP_MODULE, verilog
 
-FULL = 0.75  # share of a device beyond which routing becomes hard
 DEEPEST = 8  # LUTs between registers
 
 

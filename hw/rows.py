@@ -7,10 +7,9 @@ others begins there, and is only given if there are any.
 from amaranth.hdl import Cat, Const, Mux
 
 from alula.hw import isa
-from alula.hw.formats import instruction_layout
 from alula.hw.isa import Rows
+from alula.hw.queues import HEADER
 
-HEADER = instruction_layout(isa.Sync)  # the fields that every instruction has, at their places
 _TOLD = isa.HEADER_BITS["wait"] + isa.HEADER_BITS["release"]  # of no use once a command is given
 
 
