@@ -35,22 +35,32 @@ class Kind(enum.Enum, shape=2):
     CODES = 3
 
 
+def codes_layout(shape):
+    """Return the layout of how a bundle's codes, or some of them, are to be read.
+
+    ``count`` rows of a tile's ``present`` rows are in a bundle, after ``done`` ones; a row, or its
+    chunk, has ``2**windows_log2`` windows. ``sub`` numbers the steps of a bundle, which is there
+    with the ``last_sub``. ``scale`` and ``zero_point`` number those of its rows in the segment, of
+    which ``odd`` is the number's last bit.
+    """
+    return data.StructLayout({
+        "width": 2, "kept": 2, "zero_points": 1, "windows_log2": 3,
+        "regions_log2": shape.regions_bits, "count": 3, "done": 4, "present": TILE_ROWS,
+        "used": shape.half_windows, "sub": SUB_BITS, "last_sub": 1, "chunk": CHUNK_BITS,
+        "last_chunk": 1, "last_of_tile": 1, "end_of_segment": 1, "end_of_strip": 1,
+        "odd": 1, "scale": 8, "zero_point": 8})
+
+
 def step_layout(shape):
     """Return the layout of a step.
 
     ``offset`` and ``coded_offset`` are where what it takes begins: units in the stream's front,
-    bytes in the position codes'. ``count`` rows of a tile's ``present`` rows are in a bundle, after
-    ``done`` ones; a row, or its chunk, has ``2**windows_log2`` windows. ``sub`` numbers the steps
-    of a bundle, which is there with the ``last_sub``. ``item`` and ``zero_item`` number the scales
-    and zero points of its rows in the segment; ``item`` is a word's number if a step writes them.
+    bytes in the position codes'. ``word`` numbers the words of a section; ``codes`` are of steps
+    that take codes, but for ``odd``.
     """
     return data.StructLayout({
         "valid": 1, "kind": Kind, "offset": range(layout.UNITS),
-        "coded_offset": range(shape.beat_bytes), "width": 2, "kept": 2, "zero_points": 1,
-        "windows_log2": 3, "regions_log2": shape.regions_bits, "count": 3, "done": 4,
-        "present": TILE_ROWS, "used": shape.half_windows, "sub": SUB_BITS, "last_sub": 1,
-        "chunk": CHUNK_BITS, "last_chunk": 1, "last_of_tile": 1, "end_of_strip": 1, "item": 8,
-        "zero_item": 8})
+        "coded_offset": range(shape.beat_bytes), "word": 8, "codes": codes_layout(shape)})
 
 
 def _format_table(shape):
@@ -94,6 +104,8 @@ class Steps(wiring.Component):
         A stream to come, of at least one strip; taken when the one before is through.
     enable : ``In(1)``
         The pipeline behind takes a step in this clock.
+    through : ``In(1)``
+        All codes of a segment are read; scales and zero points are kept of two segments.
     head : ``In(8 * beat_bytes)``, ready : ``In(1)``, offset : ``In``, fits : ``In(1)``
     size : ``Out``, take, drop : ``Out(1)``; the size is a register.
         The stream's :class:`alula.hw.lane.gear.Gear`, in units; ``head`` is its first word.
@@ -107,7 +119,7 @@ class Steps(wiring.Component):
         self.arch, self.shape = arch, shape
         size, coded = range(layout.UNITS + 1), shape.beat_bytes
         super().__init__({
-            "start": In(stream.Signature(START)), "enable": In(1),
+            "start": In(stream.Signature(START)), "enable": In(1), "through": In(1),
             "head": In(8 * shape.beat_bytes), "ready": In(1), "offset": In(range(layout.UNITS)),
             "fits": In(1), "size": Out(size), "take": Out(1), "drop": Out(1),
             "coded_offset": In(range(coded)), "coded_fits": In(1),
@@ -309,6 +321,11 @@ class Steps(wiring.Component):
         there, nothing = Signal(), Signal()  # a step may be, and takes nothing
         last, empty = Signal(), Signal()  # of a section's next step
         has_zeros, has_positions = Signal(), Signal()
+        self.odd, self.end_of_segment = Signal(), Signal()
+        begun = Signal(2)  # segments whose codes are cut out and not read, at most two
+        m.d.comb += self.end_of_segment.eq(self.finished & self.last_tile)
+        m.d.sync += [begun.eq(begun + self.end_of_segment - self.through),
+                     self.odd.eq(self.odd ^ self.end_of_segment)]
         m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
                      self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
 
@@ -368,7 +385,7 @@ class Steps(wiring.Component):
             with m.State("HEADERS"):  # at the start of a beat, as are the position codes
                 aligned = self.offset == 0
                 m.d.comb += [self.drop.eq(~aligned), self.coded_drop.eq(self.coded_offset != 0),
-                             self.read_head.eq(self.ready & aligned)]
+                             self.read_head.eq(self.ready & aligned & ~begun[1])]
                 with m.If(self.read_head & (self.head_words <= beat // layout.HEADER_BYTES)):
                     m.next = "TOTALS"
             with m.State("TOTALS"):
@@ -384,7 +401,7 @@ class Steps(wiring.Component):
                              nothing.eq(self.no_codes),
                              there.eq(self.has_tile & (~self.last_sub | self.no_coded
                                                     | self.coded_fits))]
-                with m.If(self.finished & self.last_tile):
+                with m.If(self.end_of_segment):
                     m.d.sync += [self.headed.eq(0), self.looked.eq(0)]
                     m.next = "HEADERS"
                     segment_of(following)
@@ -404,27 +421,28 @@ class Steps(wiring.Component):
             m.d.sync += self.scale.eq(self.scale + self.count)
             with m.If(tile.zero_points):
                 m.d.sync += self.zero.eq(self.zero + self.count)
-        with m.If(self.finished & self.last_tile):
+        with m.If(self.end_of_segment):
             m.d.sync += [tiles_here.eq(0), self.scale.eq(0), self.zero.eq(0)]
 
     def _describe(self):
         """Put what is issued into the step's register."""
         m, step, tile = self.m, self.step, self.tile
-        codes = self.tile_codes
+        codes = step.codes
         most = self.shape.windows.bit_length() - 1
         with m.If(self.enable):
             m.d.sync += [
-                step.valid.eq(self.issue), step.kind.eq(self.kind),
+                step.valid.eq(self.issue), step.kind.eq(self.kind), step.word.eq(self.word),
                 step.offset.eq(self.offset), step.coded_offset.eq(self.coded_offset),
-                step.width.eq(tile.width), step.kept.eq(tile.kept),
-                step.zero_points.eq(tile.zero_points),
-                step.windows_log2.eq(Mux(self.group_log2 - 4 < most, self.group_log2 - 4, most)),
-                step.regions_log2.eq(tile.regions_log2), step.used.eq(tile.used),
-                step.count.eq(self.count), step.done.eq(self.done),
-                step.present.eq(tile.present),
-                step.sub.eq(self.sub), step.last_sub.eq(self.last_sub),
-                step.chunk.eq(self.chunk), step.last_chunk.eq(self.row_done | (self.count == 0)),
-                step.last_of_tile.eq(self.last_step),
-                step.end_of_strip.eq(self.last_step & self.last_tile & self.end_of_strip),
-                step.item.eq(Mux(codes, self.scale, self.word)), step.zero_item.eq(self.zero),
+                codes.width.eq(tile.width), codes.kept.eq(tile.kept),
+                codes.zero_points.eq(tile.zero_points),
+                codes.windows_log2.eq(Mux(self.group_log2 - 4 < most, self.group_log2 - 4, most)),
+                codes.regions_log2.eq(tile.regions_log2), codes.used.eq(tile.used),
+                codes.count.eq(self.count), codes.done.eq(self.done),
+                codes.present.eq(tile.present),
+                codes.sub.eq(self.sub), codes.last_sub.eq(self.last_sub),
+                codes.chunk.eq(self.chunk), codes.last_chunk.eq(self.row_done | (self.count == 0)),
+                codes.last_of_tile.eq(self.last_step),
+                codes.end_of_segment.eq(self.last_step & self.last_tile & self.last_sub),
+                codes.end_of_strip.eq(self.last_step & self.last_tile & self.end_of_strip),
+                codes.odd.eq(self.odd), codes.scale.eq(self.scale), codes.zero_point.eq(self.zero),
             ]

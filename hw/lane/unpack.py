@@ -8,19 +8,19 @@ from alula.hw import layout, numerics
 from alula.hw.choice import choose, ones
 from alula.hw.isa import SEGMENT_TILES, TILE_ROWS
 from alula.hw.lane import positions
-from alula.hw.lane.delay import delayed
+from alula.hw.lane.codequeue import CodeQueue
+from alula.hw.lane.delay import delayed, delayed_flag
 from alula.hw.lane.gear import Gear, WordQueue
 from alula.hw.lane.positions import PositionDecoder
 from alula.hw.lane.rowstore import RowStore
 from alula.hw.lane.shape import LaneShape
 from alula.hw.lane.simd import BITS, Simd
-from alula.hw.lane.steps import START, Kind, Steps, step_layout
+from alula.hw.lane.steps import START, Kind, Steps, codes_layout, step_layout
 from alula.hw.lane.window import window
 from alula.hw.passive import passive
 
 COARSE_UNITS_LOG2, COARSE_BYTES_LOG2 = 1, 4  # the first shift's: of the stream, of position codes
-TAKEN = 2  # stage at which what a step takes is at its place
-LATENCY = TAKEN + positions.LATENCY  # stages to a bundle
+LATENCY = positions.LATENCY  # stages from codes that are cut out to a bundle
 QUAD = 4  # slots that take their codes together
 
 
@@ -38,7 +38,8 @@ class Unpacker(wiring.Component):
 
     A step a clock, if its bytes are there. A step takes scales, zero points, position codes or a
     bundle's codes, at most a beat of them, so wide codes take several steps a bundle. Absent rows
-    take no time; a tile without any makes an empty bundle.
+    take no time; a tile without any makes an empty bundle. Codes wait for the chain when they are
+    cut out, and what comes after them in the stream does not wait for that.
 
     Members
     -------
@@ -57,36 +58,51 @@ class Unpacker(wiring.Component):
 
     def elaborate(self, platform):
         self.m = m = Module()
-        self.go = go = Signal()  # all stages move
+        self.go = go = Signal()  # all stages behind the queue move
         m.d.comb += go.eq(~self.bundles.valid | self.bundles.ready)
-        m.submodules.steps = steps = Steps(self.arch, self.shape)
-        wiring.connect(m, wiring.flipped(self.start), steps.start)
-        m.d.comb += steps.enable.eq(go)
-        near, coded_near = self._gears(steps)
-
-        self.stages = [None, steps.step]
-        for stage in range(2, LATENCY):
-            self.stages.append(Signal(step_layout(self.shape), name=f"step_{stage}",
+        taken, coded = self._cut_out()
+        self.stages = [self.codes.step_out]
+        for stage in range(1, LATENCY):
+            self.stages.append(Signal(codes_layout(self.shape), name=f"codes_{stage}",
                                       reset_less=True))
             with m.If(go):
                 m.d.sync += self.stages[stage].eq(self.stages[stage - 1])
-        bundle = steps.step.valid & (steps.step.kind == Kind.CODES) & steps.step.last_sub
-        valid = Signal(LATENCY - 1)
-        with m.If(go):
-            m.d.sync += valid.eq(Cat(bundle, valid))
-        m.d.comb += self.bundles.valid.eq(valid[-1])
-
-        beat_bits = 8 * self.shape.beat_bytes
-        taken = self._register(window(m, near, steps.step.offset[:COARSE_UNITS_LOG2], beat_bits,
-                                      beat_bits // layout.UNITS))
-        coded = self._register(window(m, coded_near, steps.step.coded_offset[:COARSE_BYTES_LOG2],
-                                      self._coded_bits(), 8))
-        scales, zeros = self._items(taken)
-        self._positions(taken)
+        m.d.comb += self.bundles.valid.eq(delayed_flag(
+            m, self.codes.valid & self.stages[0].last_sub, LATENCY, go))
         lows = self._selects(coded)
-        self._weights(taken, zeros, lows)
-        self._sideband(scales)
+        self._weights(taken, lows)
+        self._sideband()
         return m
+
+    def _cut_out(self):
+        """Cut out what steps take and keep it; return a step's codes and those of positions."""
+        m, shape = self.m, self.shape
+        beat_bits = 8 * shape.beat_bytes
+        m.submodules.codes = self.codes = codes = CodeQueue(codes_layout(shape),
+                                                            beat_bits + self._coded_bits())
+        m.submodules.steps = steps = Steps(self.arch, shape)
+        wiring.connect(m, wiring.flipped(self.start), steps.start)
+        self.room = codes.room
+        near, coded_near = self._gears(steps)
+        now, step = steps.step, Signal(step_layout(shape), name="step")
+        taken, coded = (Signal(bits, name=name, reset_less=True) for name, bits in (
+            ("taken", beat_bits), ("coded", self._coded_bits())))
+        with m.If(self.room):
+            m.d.sync += [
+                step.eq(now),
+                taken.eq(window(m, near, now.offset[:COARSE_UNITS_LOG2], beat_bits,
+                                beat_bits // layout.UNITS)),
+                coded.eq(window(m, coded_near, now.coded_offset[:COARSE_BYTES_LOG2],
+                                self._coded_bits(), 8))]
+        wanted = {kind: self.room & step.valid & (step.kind == kind) for kind in Kind}
+        self._keep_items(step, wanted, taken)
+        m.d.comb += [
+            self.coded_words.data.eq(taken), self.coded_words.write.eq(wanted[Kind.POSITIONS]),
+            codes.step_in.eq(step.codes), codes.data_in.eq(Cat(taken, coded)),
+            codes.write.eq(wanted[Kind.CODES]), codes.read.eq(self.go),
+            steps.enable.eq(self.room),
+            steps.through.eq(self.go & codes.valid & codes.step_out.end_of_segment)]
+        return codes.data_out[:beat_bits], codes.data_out[beat_bits:]
 
     def _coded_bits(self):
         return positions.CODE_BITS * self.shape.half_windows
@@ -116,37 +132,31 @@ class Unpacker(wiring.Component):
             coded.size.eq(steps.coded_size), coded.take.eq(steps.coded_take),
             coded.drop.eq(steps.coded_drop),
         ]
-        return (self._register(self._coarse(gear.front, gear.offset, COARSE_UNITS_LOG2, beat_bits,
-                                            unit)),
-                self._register(self._coarse(coded.front, coded.offset, COARSE_BYTES_LOG2,
-                                            self._coded_bits(), 8)))
+        return (delayed(m, self._coarse(gear.front, gear.offset, COARSE_UNITS_LOG2, beat_bits,
+                                        unit), 1, self.room),
+                delayed(m, self._coarse(coded.front, coded.offset, COARSE_BYTES_LOG2,
+                                        self._coded_bits(), 8), 1, self.room))
 
     def _coarse(self, front, offset, log2, width, unit):
         """Return ``width`` bits from an offset on, and those before it up to ``2**log2`` units."""
         return window(self.m, front, offset[log2:], width + unit * ((1 << log2) - 1), unit << log2)
 
-    def _items(self, taken):
-        """Write scales and zero points; return those of a step's rows, a stage later."""
-        m, shape, step = self.m, self.shape, self.stages[TAKEN]
-        stores = []
-        for name, bits, kind, index in (("scales", 16, Kind.SCALES, step.item),
-                                        ("zero_points", 8, Kind.ZERO_POINTS, step.zero_item)):
+    def _keep_items(self, step, wanted, taken):
+        """Write scales and zero points; those of a bundle's rows are read with its codes."""
+        m, shape, codes = self.m, self.shape, self.codes.step_out
+        items = []
+        for name, bits, kind, index in (("scales", 16, Kind.SCALES, codes.scale),
+                                        ("zero_points", 8, Kind.ZERO_POINTS, codes.zero_point)):
             m.submodules[name] = store = RowStore(bits, 8 * shape.beat_bytes, shape.rows)
-            m.d.comb += [store.enable.eq(self.go), store.data.eq(taken), store.word.eq(step.item),
-                         store.write.eq(step.valid & (step.kind == kind)), store.index.eq(index)]
-            stores.append(store.items)
-        return stores
-
-    def _positions(self, taken):
-        """Keep a segment's position codes until the codes come."""
-        step = self.stages[TAKEN]
-        self.m.d.comb += [
-            self.coded_words.data.eq(taken),
-            self.coded_words.write.eq(self.go & step.valid & (step.kind == Kind.POSITIONS))]
+            m.d.comb += [store.write.eq(wanted[kind]), store.word.eq(step.word),
+                         store.odd_word.eq(step.codes.odd), store.data.eq(taken),
+                         store.enable.eq(self.go), store.odd.eq(codes.odd), store.index.eq(index)]
+            items.append(store.items)
+        self.scales, self.zeros = items
 
     def _selects(self, coded):
         """Decode positions; return which slots hold the codes of 4 of 16, at the bundle's stage."""
-        m, shape, step = self.m, self.shape, self.stages[TAKEN]
+        m, shape, step = self.m, self.shape, self.stages[0]
         halves = _cut(coded, positions.CODE_BITS, shape.half_windows)
         quarters = _cut(coded, layout.KEPT_PATTERNS[4], shape.half_windows)
         selects, lows = [], []
@@ -164,13 +174,13 @@ class Unpacker(wiring.Component):
         m.d.comb += self.bundles.payload.selects.eq(passive(m, Cat(selects)))
         return lows
 
-    def _weights(self, taken, zeros, lows):
+    def _weights(self, taken, lows):
         """Cut out codes and subtract zero points."""
         shape, stages = self.shape, self.stages
-        codes = self._put_together(taken, stages[TAKEN])
-        placed = self._placed(codes, stages[TAKEN + 1])
-        points = _cut(self._by_half_window(self._points(zeros, stages[TAKEN + 1]),
-                                           stages[TAKEN + 1]), 8, shape.half_windows)
+        codes = self._put_together(taken, stages[0])
+        placed = self._placed(codes, stages[1])
+        points = _cut(self._by_half_window(self._points(self.zeros, stages[1]), stages[1]), 8,
+                      shape.half_windows)
         held = self._register(self._held(stages[-2]))
         weights = []
         for at, quad in enumerate(placed):
@@ -215,7 +225,8 @@ class Unpacker(wiring.Component):
         for part in range(shape.parts):
             low, high, narrow = Signal(4 * size, reset_less=True), Signal(
                 4 * size, name=f"high_{part}", reset_less=True), Signal(name=f"narrow_{part}")
-            when = self.go & choose(step.width, [step.sub == part // count for count in at_once])
+            when = self.go & self.codes.valid & choose(
+                step.width, [step.sub == part // count for count in at_once])
             m.d.comb += narrow.eq(when & (step.width != len(at_once) - 1))
             for at in range(size):
                 first = [bits * (part % count * size + at)
@@ -276,27 +287,27 @@ class Unpacker(wiring.Component):
             held += [here & (step.kept != 3) if j >= shape.windows else here, here]
         return Cat(held)
 
-    def _sideband(self, scales):
+    def _sideband(self):
         m, shape = self.m, self.shape
         bundle, last = self.bundles.payload, self.stages[-1]
         m.d.comb += [bundle[name].eq(self._register(last[name]))
                      for name in ("regions_log2", "count", "chunk", "last_chunk", "last_of_tile",
                                   "end_of_strip")]
-        m.d.comb += bundle.scales.eq(passive(m, self._register(scales, LATENCY - TAKEN - 1)))
+        m.d.comb += bundle.scales.eq(passive(m, self._register(self.scales, LATENCY - 1)))
         # The r-th row of a step is the present row with done + r present rows before it.
-        step = self.stages[1]
+        step = self.stages[0]
         ranks = [Signal(4, name=f"rank_{row}") for row in range(TILE_ROWS)]
         for row, rank in enumerate(ranks):
             m.d.comb += rank.eq(ones([*step.present[:row], Const(0, 1)]))
         ranks = _cut(self._register(Cat(ranks)), 4, TILE_ROWS)
-        step = self.stages[2]
+        step = self.stages[1]
         rows = []
         for r in range(shape.rows):
             wanted = (step.done + r)[:4]
             hits = [step.present[row] & (ranks[row] == wanted) for row in range(TILE_ROWS)]
             rows += [Cat(hits[row] for row in range(TILE_ROWS) if row >> bit & 1).any()
                      for bit in range(4)]
-        rows = self._register(Cat(rows), LATENCY - 1 - 2)
+        rows = self._register(Cat(rows), LATENCY - 2)
         marks = 0
         for r, number in enumerate(_cut(rows[:4 * shape.rows], 4, shape.rows)):
             marks = marks | Mux(r < last.count, 1 << number, 0)

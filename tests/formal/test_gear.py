@@ -1,9 +1,11 @@
 """What leaves the front of a weight stream is what came: nothing is lost, doubled or moved."""
 
 import pytest
-from amaranth.hdl import Mux, Signal
+from amaranth.hdl import Cat, Mux, Signal
+from amaranth.lib import data
 from prove import Bench, Followed
 
+from alula.hw.lane.codequeue import CodeQueue
 from alula.hw.lane.gear import Gear, WordQueue
 
 UNITS = 4  # of a word
@@ -98,3 +100,44 @@ class _Overwrites(WordQueue):
 
 def test_words_wrong():
     _queue(_Overwrites(2, 4)).refute(10)
+
+
+def _codes(queue):
+    """Codes and how they are to be read come out together, as they went in."""
+    bench = Bench()
+    m = bench.m
+    bench.add(queue)
+    write, both, read = bench.free(1), bench.free(2 * queue.bits), bench.free(1)
+    m.d.comb += [queue.write.eq(write), Cat(queue.step_in, queue.data_in).eq(both),
+                 queue.read.eq(read)]
+    bench.assume(~write | queue.room)
+    followed = Followed(bench, write, both, queue.valid & read,
+                        Cat(queue.step_out, queue.data_out), queue.depth)
+    bench.must(queue.room == (followed.inside != queue.depth))
+    bench.must(queue.valid == (followed.inside != 0))
+    bench.cover(followed.leaves & (followed.entry == 1))
+    bench.cover(~queue.room)
+    return bench
+
+
+def _code_queue(kind=CodeQueue):
+    return kind(data.StructLayout({"step": 1}), 1, depth=4)
+
+
+def test_codes_keep_order():
+    bench = _codes(_code_queue())
+    bench.check(9)
+    bench.reach(9)
+
+
+class _Forgets(CodeQueue):
+    """Does not see what is written while the last is read."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        m.d.sync += self.valid.eq(self.valid & ~self.read)
+        return m
+
+
+def test_codes_wrong():
+    _codes(_code_queue(_Forgets)).refute(10)
