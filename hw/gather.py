@@ -1,13 +1,15 @@
-"""Bring the lanes' results together: a tree of two-way choices, a register at each."""
+"""Bring the lanes' results together: a tree of choices, a register at each."""
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from alula.hw.attention.merge import packet_layout
+from alula.hw.choice import choose
 from alula.hw.lane.drain import result_layout
 
 DEPTH = 4  # words behind the tree
+WIDE = 4  # streams that a choice is made of: a 6-input LUT a bit
 
 
 def output_layout(arch):
@@ -20,31 +22,39 @@ def output_layout(arch):
 
 
 class Choice(wiring.Component):
-    """Pass on two streams in turns, a packet at a time, with a register behind."""
+    """Pass on up to four streams in turns, a packet at a time, with a register behind."""
 
-    def __init__(self, layout):
-        self.layout = layout
-        super().__init__({"inputs": In(stream.Signature(layout)).array(2),
+    def __init__(self, layout, count):
+        self.layout, self.count = layout, count
+        super().__init__({"inputs": In(stream.Signature(layout)).array(count),
                           "output": Out(stream.Signature(layout))})
 
     def elaborate(self, platform):
         m = Module()
-        held, locked = Signal(), Signal()  # whose turn it was, and whether its packet goes on
-        chosen = Signal()
-        first, second = self.inputs
-        free = ~self.output.valid | self.output.ready
-        m.d.comb += chosen.eq(Mux(locked, held, Mux(held, ~first.valid, second.valid)))
-        word = Signal(self.layout)
-        valid = Mux(chosen, second.valid, first.valid)
+        held, locked = Signal(range(self.count)), Signal()  # whose turn it was; its packet goes on
+        chosen, word = Signal(range(self.count)), Signal(self.layout)
+        offers = Cat(port.valid for port in self.inputs)
+        free, valid = ~self.output.valid | self.output.ready, Signal()
         m.d.comb += [
-            word.eq(Mux(chosen, second.payload, first.payload)),
-            first.ready.eq(free & ~chosen), second.ready.eq(free & chosen),
+            chosen.eq(Mux(locked, held, choose(held, [
+                self._after(turn, offers) for turn in range(self.count)]))),
+            valid.eq(choose(chosen, list(offers))),
+            word.eq(choose(chosen, [port.payload.as_value() for port in self.inputs])),
+            *(port.ready.eq(free & (chosen == at)) for at, port in enumerate(self.inputs)),
         ]
         with m.If(free):
             m.d.sync += [self.output.valid.eq(valid), self.output.payload.eq(word)]
             with m.If(valid):
                 m.d.sync += [held.eq(chosen), locked.eq(~word.last)]
         return m
+
+    def _after(self, turn, offers):
+        """Return whose turn it is after one's: the next that offers something, else its own."""
+        found = Const(turn, range(self.count))
+        for further in reversed(range(1, self.count)):
+            other = (turn + further) % self.count
+            found = Mux(offers[other], other, found)
+        return found
 
 
 class Gather(wiring.Component):
@@ -70,14 +80,18 @@ class Gather(wiring.Component):
         streams = [wiring.flipped(lane) for lane in self.lanes]
         busy = 0
         while len(streams) > 1:
-            nodes = []
-            for at in range(0, len(streams) - 1, 2):
-                m.submodules += (node := Choice(layout))
-                wiring.connect(m, streams[at], node.inputs[0])
-                wiring.connect(m, streams[at + 1], node.inputs[1])
+            chosen = []
+            for at in range(0, len(streams), WIDE):
+                few = streams[at:at + WIDE]
+                if len(few) == 1:
+                    chosen += few
+                    continue
+                m.submodules += (node := Choice(layout, len(few)))
+                for source, port in zip(few, node.inputs, strict=True):
+                    wiring.connect(m, source, port)
                 busy = busy | node.output.valid
-                nodes.append(node.output)
-            streams = nodes + streams[len(nodes) * 2:]
+                chosen.append(node.output)
+            streams = chosen
         # What comes behind takes a word or not; the tree is told a clock later.
         m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=layout.size, depth=DEPTH)
         m.d.comb += [

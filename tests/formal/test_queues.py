@@ -261,7 +261,7 @@ def test_fork_twice_wrong():
     _fork(_Twice()).refute(4)
 
 
-WORD = data.StructLayout({"last": 1, "source": 1, "content": 4})
+WORD = data.StructLayout({"last": 1, "source": 2, "content": 4})
 
 
 def _choice(component):
@@ -274,22 +274,25 @@ def _choice(component):
         followed = Followed(bench, moves(port), port.payload,
                             moves(output) & (output.payload.source == at), output.payload, 1)
         bench.cover(followed.leaves)
-    inside, source = Signal(), Signal()  # of a packet
+    inside, source = Signal(), Signal(2)  # of a packet
     with bench.m.If(moves(output)):
         bench.m.d.sync += [inside.eq(~output.payload.last), source.eq(output.payload.source)]
     bench.must(~(output.valid & inside) | (output.payload.source == source))
-    # An offer is not kept waiting for the other side's second packet.
-    passed = Signal(2)
-    first, second = dut.inputs
-    ends = moves(second) & second.payload.last
-    bench.m.d.sync += passed.eq(Cat(first.valid & ~first.ready & (passed[0] | ends),
-                                    first.valid & ~first.ready & passed[0] & (passed[1] | ends)))
-    bench.must(~passed[1])
+    # An offer is not kept waiting for any other side's second packet.
+    first, *others = dut.inputs
+    waits = first.valid & ~first.ready
+    for other in others:
+        passed = Signal(2)
+        ends = moves(other) & other.payload.last
+        bench.m.d.sync += passed.eq(Cat(waits & (passed[0] | ends),
+                                        waits & passed[0] & (passed[1] | ends)))
+        bench.must(~passed[1])
     return bench
 
 
-def test_choice_keeps_packets_together_and_takes_turns():
-    bench = _choice(Choice(WORD))
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_choice_keeps_packets_together_and_takes_turns(count):
+    bench = _choice(Choice(WORD, count))
     bench.check(12)
     bench.reach(8)
 
@@ -311,7 +314,7 @@ class _Unlocked(Choice):
 
 
 def test_choice_unlocked_wrong():
-    _choice(_Unlocked(WORD)).refute(8)
+    _choice(_Unlocked(WORD, 2)).refute(8)
 
 
 def _share(component):
