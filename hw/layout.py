@@ -244,6 +244,9 @@ TOP_ROW = np.dtype([("values", "<f4", (isa.TOP_K,)), ("tokens", "<u4", (isa.TOP_
 CLASS_ORDER = (0, 4, 2, 6, 1, 5, 3, 7)  # classes that share a lane differ by one page, not two
 
 
+PAGE = ("key_scale value_scale", "keys", "values")  # parts of a page, each token by token
+
+
 def units(kv_heads: int) -> int:
     """Return the (head, class) units that the cache of a layer is dealt out in."""
     return kv_heads * numerics.PAGE_CLASSES
@@ -257,7 +260,7 @@ def lane_units(lane: int, lanes: int, kv_heads: int) -> list[tuple[int, int]]:
 
 
 def page_words(head_dim: int) -> int:
-    """Return the words of a page: key scales, value scales, keys, values; each token by token."""
+    """Return the words of a page. Ref: ``PAGE``."""
     return 2 * numerics.PAGE_TOKENS * (4 + head_dim) // isa.WORD_BYTES
 
 
@@ -273,4 +276,4 @@ def describe() -> str:
     kept = [kept_formats(bits) for bits in numerics.WEIGHT_BITS]
     return repr((UNITS, SECTIONS, WINDOW, CASCADE, patterns, kept, KEPT_PATTERNS, HEADER_FIELDS,
                  TOTALS, DIRECTORY_ENTRY.descr, STEP_HEADER.descr, STEP_ROW.descr, TOP_ROW.descr,
-                 CLASS_ORDER, SCALE_BYTES, ZERO_POINT_BYTES))
+                 CLASS_ORDER, PAGE, SCALE_BYTES, ZERO_POINT_BYTES))

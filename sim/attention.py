@@ -51,7 +51,7 @@ class _PageView:
     def __init__(self, data: NDArray[np.uint8], head_dim: int) -> None:
         tokens = numerics.PAGE_TOKENS
         scales = 4 * tokens
-        self.key_scales, self.value_scales = data[:2 * scales].view("<f4").reshape(2, tokens)
+        self.key_scales, self.value_scales = data[:2 * scales].view("<f4").reshape(tokens, 2).T
         keys_values = data[2 * scales:].view(np.int8)
         self.keys, self.values = keys_values.reshape(2, tokens, head_dim)
 

@@ -47,8 +47,8 @@ def store_key_value(caches, slots, offsets, classes, places, page_bytes, codes, 
             numbers = page[:_PAGE_SCALES].view(np.float32)
             keys = page[_PAGE_SCALES:].view(np.int8)
             block, token = head * head_dim // BLOCK, offsets[row]
-            numbers[token] = scales[row, key + block]
-            numbers[_TOKENS + token] = scales[row, value + block]
+            numbers[2 * token] = scales[row, key + block]
+            numbers[2 * token + 1] = scales[row, value + block]
             for at in range(head_dim):
                 element = head * head_dim + at
                 keys[token * head_dim + at] = codes[row, BLOCK * key + element]
@@ -140,8 +140,8 @@ def _whole_page(q, q_scale, keys, numbers, scores, seen, value_scales):
     for token in range(_TOKENS):
         scores[token] = np.float32(_dot(q, keys[token * q.size:(token + 1) * q.size]))
     for token in range(_TOKENS):
-        scores[token] = mul(mul(scores[token], q_scale), canonical(numbers[token]))
-        value_scales[token] = canonical(numbers[_TOKENS + token])
+        scores[token] = mul(mul(scores[token], q_scale), canonical(numbers[2 * token]))
+        value_scales[token] = canonical(numbers[2 * token + 1])
         seen[token] = 1
 
 
@@ -183,8 +183,8 @@ def _attend(caches, pages, layer, slot_bytes, places, page_bytes, vectors, codes
                     continue
                 if start + token < base:
                     k = held[token * head_dim:(token + 1) * head_dim]
-                    k_scale = canonical(numbers[token])
-                    value_scales[token] = canonical(numbers[_TOKENS + token])
+                    k_scale = canonical(numbers[2 * token])
+                    value_scales[token] = canonical(numbers[2 * token + 1])
                 else:
                     member = chains[row, start + token - base]
                     k = codes[member, at_key:at_key + head_dim]

@@ -136,7 +136,7 @@ def _read_page(memory, address, row, kv_head, page, at, base, length, sequence, 
     ancestor = tl.load(memory.chains + row * ROWS + at - base, mask=own, other=0)
     wide = (element < DIM)[None, :]
     place = start + 8 * _PAGE + token[:, None] * DIM + element[None, :]
-    scale = memory.cache_scales + start // 4 + token
+    scale = memory.cache_scales + start // 4 + 2 * token
     line = ancestor * SIZES[1]
     key, value = OP[2] + kv_head * (DIM // _BLOCK), OP[3] + kv_head * (DIM // _BLOCK)
     scales = memory.code_scales + ancestor * (SIZES[1] // _BLOCK)
@@ -148,7 +148,7 @@ def _read_page(memory, address, row, kv_head, page, at, base, length, sequence, 
     key_scales = tl.where(own, tl.load(scales + key, mask=own, other=0.0),
                           exact.canonical(tl.load(scale, mask=cached, other=0.0)))
     value_scales = tl.where(own, tl.load(scales + value, mask=own, other=0.0),
-                            exact.canonical(tl.load(scale + _PAGE, mask=cached, other=0.0)))
+                            exact.canonical(tl.load(scale + 1, mask=cached, other=0.0)))
     return keys, key_scales, values, value_scales
 
 

@@ -221,7 +221,7 @@ def _store_key_value(memory, address, row, SIZES: tl.constexpr, OP: tl.constexpr
             scale = tl.load(memory.code_scales + row * (SIZES[1] // _BLOCK) + block)
             keys = page + 8 * _PAGE + (side * _PAGE + offset) * DIM
             tl.store(memory.cache + keys + at, codes, mask=at < DIM)
-            tl.store(memory.cache_scales + page // 4 + side * _PAGE + offset, scale)
+            tl.store(memory.cache_scales + page // 4 + 2 * offset + side, scale)
 
 
 @triton.jit

@@ -161,6 +161,7 @@ class AttendUnit(wiring.Component):
                      query, ratio, root, place, softmax, merge, first_row, end_row)
         last_query = query + 1 == ratio
         scan.known = known
+        m.d.sync += scan.over.eq(last_query & (row + 1 == end_row))
         m.d.sync += known.eq(ahead >= 0)  # `number` counts this query already
         with m.FSM():
             with m.State("idle"):
@@ -296,6 +297,7 @@ class _Scan:
         arch = unit.arch
         self.beat = ceil_log2(arch.beat_bytes)
         self.captured, self.pending = Signal(), Signal()
+        self.over = Signal()  # the query is the item's last
         self.query_scale = Signal(32)
         # Bases of this query's and this head's codes, in the activation buffer's codes.
         codes = ceil_log2(arch.activation_elements)
@@ -406,6 +408,7 @@ class _Scan:
         # A clock later: the chain.
         m.d.comb += [
             softmax.place.eq(place), softmax.query.eq(self.query_now),
+            softmax.code_place.eq(late(place)),
             softmax.code_query.eq(late(self.query_now)), softmax.token.eq(late(self.token)),
             unit.chain.valid.eq(late(self.issue & ~self.turn_zero, LATENCY + 1, True)),
             unit.chain.first.eq(late(self.turn_first, LATENCY + 1)),
@@ -422,22 +425,17 @@ class _Scan:
     def _scales(self, late):
         """The page's scales: return a token's for key and value ``LATENCY`` clocks after issue."""
         m, unit = self.m, self.unit
-        per_beat = unit.arch.beat_bytes // 4
-        depth = PAGE_TOKENS // per_beat
-        self.scale_at = Signal(range(2 * depth))
-        result = []
-        for half, name in enumerate(("key_scales", "value_scales")):
-            m.submodules[name] = store = Ram(
-                shape=8 * unit.arch.beat_bytes, depth=depth, passive=True)
-            write, read = store.write_port(), store.read_port(domain="comb")
-            at, token = late(self.scale_at), late(self.token)
-            m.d.comb += [
-                write.addr.eq(at[:-1] if len(at) > 1 else 0), write.data.eq(unit.ring_data),
-                write.en.eq(late(self.ring_scale_turn, reset=True) & (at[-1] == half)),
-                read.addr.eq(token >> ceil_log2(per_beat)),
-            ]
-            result.append(read.data.word_select(token[:ceil_log2(per_beat)], 32))
-        return [fp.flushed(scale) for scale in result]
+        beat = unit.arch.beat_bytes
+        m.submodules.scales = store = Ram(
+            shape=8 * beat, depth=SCALE_BYTES // beat, passive=True)
+        write, read = store.write_port(), store.read_port(domain="comb")
+        self.scale_at = Signal.like(write.addr)
+        token, inside = late(self.token), ceil_log2(beat // 8)
+        m.d.comb += [
+            write.addr.eq(late(self.scale_at)), write.data.eq(unit.ring_data),
+            write.en.eq(late(self.ring_scale_turn, reset=True)), read.addr.eq(token >> inside)]
+        both = read.data.word_select(token[:inside], 64)
+        return fp.flushed(both[:32]), fp.flushed(both[32:])
 
     def _scores(self, softmax, p, end, key_scale, value_scale):
         """Add up the pieces of a dot product, and hand it over with its scales."""
@@ -528,7 +526,12 @@ class _Scan:
                 with m.If(self.last_part):
                     m.d.sync += [self.part.eq(0), self.token.eq(self.token + 1), self.scaled.eq(0)]
                     with m.If(self.token + 1 == self.count):
-                        m.next = then
+                        self._leave(then)
+
+    def _leave(self, then):
+        self.m.next = then
+        with self.m.If(self.over):
+            self.m.next = "item"
 
     def chunks(self, state, then):
         """Sum the page's values, a piece of all tokens after the other."""
@@ -549,4 +552,4 @@ class _Scan:
                     m.d.sync += [self.token.eq(0), self.part.eq(self.part + 1),
                                  self.offset.eq((self.part + 1) << self.piece)]
                     with m.If(self.last_part):
-                        m.next = then
+                        self._leave(then)

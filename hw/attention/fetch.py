@@ -16,8 +16,8 @@ from alula.hw.lane.prefetch import PAGES
 from alula.hw.numerics import PAGE_TOKENS
 from alula.hw.step import SLOT_BITS, row_layout
 
-LAG = 2  # pages between the keys and the values of one page: time for its softmax
-SCALE_BYTES = 2 * 4 * PAGE_TOKENS  # of the keys, then of the values, at the start of a page
+LAG = 3  # pages between the keys and the values of one page: time for its softmax
+SCALE_BYTES = 2 * 4 * PAGE_TOKENS  # a key's and a value's of each token, at the start of a page
 _WORD = ceil_log2(WORD_BYTES)
 assert layout.page_words(16) == (SCALE_BYTES + 2 * 16 * PAGE_TOKENS) // WORD_BYTES
 

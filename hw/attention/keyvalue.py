@@ -75,6 +75,7 @@ class KeyValueStore(wiring.Component):
         position, place = Signal(POSITION_BITS), Signal(SLOT_BITS + _TOKENS)
         placed, pages = Signal(), Signal.like(self.entry)
         first, stop, unit = (Signal(UNIT_BITS + 1, name=name) for name in ("first", "stop", "unit"))
+        outside, found = Signal(), Signal()  # the unit is another lane's; its pages begin here
         page_class = position[_TOKENS:][:ceil_log2(PAGE_CLASSES)]
         leaf = Array(Const(leaf, ceil_log2(PAGE_CLASSES)) for leaf in _LEAF_OF_CLASS)[page_class]
         token = Signal(_TOKENS)
@@ -111,7 +112,7 @@ class KeyValueStore(wiring.Component):
             codes.eq(source + along), self.block.eq(source >> _BLOCK),
             offset.eq(Mux(
                 sends_scale,
-                (token << 2) + Mux(is_value, SCALE_BYTES // 2, 0),
+                (token << 3) + Mux(is_value, 4, 0),
                 SCALE_BYTES + token * store.head_dim + along
                 + Mux(is_value, store.head_dim * PAGE_TOKENS, 0))),
             last_part.eq((store.head_dim >> piece) - 1),
@@ -139,16 +140,22 @@ class KeyValueStore(wiring.Component):
                 m.next = "place"
             with m.State("place"):
                 m.d.comb += multiply.start.eq(1)
+                m.next = "seek"
+            with m.State("seek"):
+                m.d.sync += [outside.eq((unit < first) | (unit >= stop)),
+                             found.eq(index == unit - first)]
                 m.next = "unit"
             with m.State("unit"):
                 m.d.sync += [is_value.eq(0), part.eq(0), sends_scale.eq(1)]
                 with m.If(head == store.kv_heads):
                     m.d.sync += row.eq(row + 1)
                     m.next = "row"
-                with m.Elif((unit < first) | (unit >= stop)):
+                with m.Elif(outside):
                     m.d.sync += [head.eq(head + 1), of_head.eq(of_head + store.head_dim)]
-                with m.Elif(index != unit - first):
+                    m.next = "seek"
+                with m.Elif(~found):
                     m.d.sync += [index.eq(index + 1), in_lane.eq(in_lane + page_words)]
+                    m.next = "seek"
                 with m.Elif(~multiply.busy):
                     words = (multiply.total + in_lane)[:32]
                     m.d.sync += page.eq(self.base + Cat(Const(0, _WORD), words))
@@ -185,7 +192,7 @@ class KeyValueStore(wiring.Component):
                         m.d.sync += [part.eq(0), is_value.eq(1), sends_scale.eq(1)]
                         with m.If(is_value):
                             m.d.sync += [head.eq(head + 1), of_head.eq(of_head + store.head_dim)]
-                            m.next = "unit"
+                            m.next = "seek"
                     with m.Else():
                         m.d.sync += part.eq(part + 1)
             with m.State("finish"), m.If(self.written):

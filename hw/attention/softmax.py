@@ -157,7 +157,7 @@ class Softmax(wiring.Component):
     begun, finished : ``Out(count_bits)``
         Queries whose codes can be read, the first now and one more each clock, and those whose
         statistics can be read, too; since reset, modulo.
-    place, code_query, token : ``In``; code : ``Out``
+    code_place, code_query, token : ``In``; code : ``Out``
     place, query : ``In``; stats : ``Out``
         A clock after their address.
     """
@@ -169,7 +169,8 @@ class Softmax(wiring.Component):
             "score": In(SCORE),
             "begun": Out(count_bits(arch)), "finished": Out(count_bits(arch)),
             "place": In(range(PLACES)), "query": In(range(arch.attention_queries)),
-            "code_query": In(range(arch.attention_queries)), "token": In(_TOKEN),
+            "code_place": In(range(PLACES)), "code_query": In(range(arch.attention_queries)),
+            "token": In(_TOKEN),
             "code": Out(SOFTMAX_BITS), "stats": Out(STATS),
         })
 
@@ -330,7 +331,7 @@ class Softmax(wiring.Component):
         summed = Signal()
         m.d.comb += [
             query.addr.eq(bank), peak.addr.eq(bank), products.addr.eq(Cat(token, bank)),
-            read_code.addr.eq(self._address(self.place, self.code_query) * PAGE_TOKENS
+            read_code.addr.eq(self._address(self.code_place, self.code_query) * PAGE_TOKENS
                               + self.token),
             read_stats.addr.eq(self._address(self.place, self.query)),
             self.code.eq(read_code.data), self.stats.eq(read_stats.data),

@@ -107,7 +107,7 @@ class Steps(wiring.Component):
     through : ``In(1)``
         All codes of a segment are read; scales and zero points are kept of two segments.
     head : ``In(8 * beat_bytes)``, ready : ``In(1)``, offset : ``In``, fits : ``In(1)``
-    size : ``Out``, take, drop : ``Out(1)``; the size is a register.
+    size, rest : ``Out``, take, drop : ``Out(1)``; the first two are registers.
         The stream's :class:`alula.hw.lane.gear.Gear`, in units; ``head`` is its first word.
     coded_offset, coded_fits : ``In``; coded_size, coded_rest, coded_take, coded_drop : ``Out``
         That of the position codes, in bytes.
@@ -121,7 +121,7 @@ class Steps(wiring.Component):
         super().__init__({
             "start": In(stream.Signature(START)), "enable": In(1), "through": In(1),
             "head": In(8 * shape.beat_bytes), "ready": In(1), "offset": In(range(layout.UNITS)),
-            "fits": In(1), "size": Out(size), "take": Out(1), "drop": Out(1),
+            "fits": In(1), "size": Out(size), "rest": Out(size), "take": Out(1), "drop": Out(1),
             "coded_offset": In(range(coded)), "coded_fits": In(1),
             "coded_size": Out(range(coded + 1)), "coded_rest": Out(range(coded + 1)),
             "coded_take": Out(1), "coded_drop": Out(1),
@@ -169,9 +169,12 @@ class Steps(wiring.Component):
     def _begin_headers(self, words):
         """Next is a beat with some headers, or all of it."""
         per_beat = self.shape.beat_bytes // layout.HEADER_BYTES
-        self.m.d.sync += [self.head_words.eq(words), self.size.eq(Mux(
-            words > per_beat, layout.UNITS,
-            self._units(words[:ceil_log2(per_beat + 1)], layout.HEADER_BYTES)))]
+        self.m.d.sync += self.head_words.eq(words)
+        self._next_size(Mux(words > per_beat, layout.UNITS, self._units(
+            words[:ceil_log2(per_beat + 1)], layout.HEADER_BYTES)))
+
+    def _next_size(self, size):
+        self.m.d.sync += [self.size.eq(size), self.rest.eq(layout.UNITS - size)]
 
     def _units(self, count, each):
         """Return the units that so many of ``each`` bytes take."""
@@ -286,7 +289,7 @@ class Steps(wiring.Component):
             m.d.sync += [self.size_of_codes.eq(size), after.eq(codes - step),
                          self.last_sub.eq(last), self.no_codes.eq(codes == 0)]
             with m.If(self.tile_codes):
-                m.d.sync += self.size.eq(size)
+                self._next_size(size)
 
         def take_coded(coded):
             m.d.sync += [self.coded_size.eq(coded), self.no_coded.eq(coded == 0),
@@ -342,9 +345,9 @@ class Steps(wiring.Component):
         def items(amount, each):
             """Next is a step of a section, of which so many are left, ``each`` bytes of one."""
             most = beat // each
-            m.d.sync += [last.eq(amount <= most), empty.eq(amount == 0),
-                         self.size.eq(Mux(amount > most, layout.UNITS,
-                                          self._units(amount[:most.bit_length()], each)))]
+            m.d.sync += [last.eq(amount <= most), empty.eq(amount == 0)]
+            self._next_size(Mux(amount > most, layout.UNITS,
+                                self._units(amount[:most.bit_length()], each)))
 
         def section(state, kind, amount, each, after):
             """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
@@ -358,7 +361,7 @@ class Steps(wiring.Component):
                         after()
 
         def after_positions():
-            m.d.sync += self.size.eq(Mux(self.load, self.first_size, self.size_of_codes))
+            self._next_size(Mux(self.load, self.first_size, self.size_of_codes))
             m.next = "CODES"
 
         def after_zeros():

@@ -128,7 +128,7 @@ class Unpacker(wiring.Component):
             steps.fits.eq(gear.fits), gear.size.eq(steps.size), gear.take.eq(steps.take),
             gear.drop.eq(steps.drop),
             steps.coded_offset.eq(coded.offset), steps.coded_fits.eq(coded.fits),
-            gear.rest.eq(layout.UNITS - steps.size), coded.rest.eq(steps.coded_rest),
+            gear.rest.eq(steps.rest), coded.rest.eq(steps.coded_rest),
             coded.size.eq(steps.coded_size), coded.take.eq(steps.coded_take),
             coded.drop.eq(steps.coded_drop),
         ]
