@@ -64,7 +64,8 @@ class Bursts(wiring.Component):
     Members
     -------
     requests : ``In(stream of REQUEST)``
-        Byte address, a multiple of ``data_bytes``, and beats, at least 1. Taken at its last burst.
+        Byte address, a multiple of ``data_bytes``, and beats, at least 1. Taken a clock after the
+        last burst of the one before, so that no path leads through here.
     bursts : ``Out(stream of address, length)``
         ``length`` is beats minus 1, as AXI has it.
     """
@@ -92,9 +93,10 @@ class Bursts(wiring.Component):
             self.bursts.payload.length.eq(size - 1),
         ]
         last = beats == size
-        m.d.comb += self.requests.ready.eq(~busy | (self.bursts.ready & last))
+        m.d.comb += self.requests.ready.eq(~busy)
         with m.If(busy & self.bursts.ready):
-            m.d.sync += [address.eq(address + (size << shift)), beats.eq(beats - size)]
+            m.d.sync += [address.eq(address + (size << shift)), beats.eq(beats - size),
+                         busy.eq(~last)]
         with m.If(self.requests.ready):
             m.d.sync += [
                 busy.eq(self.requests.valid),

@@ -1,7 +1,7 @@
 """The accelerator without its lanes, control registers and buses: only wiring."""
 
 from amaranth.hdl import Cat, Const, DomainRenamer, Module, Mux, ResetSignal, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -157,7 +157,11 @@ class Core(wiring.Component):
     def _memory(self, m):
         m.submodules.share = share = ReadShare(3, 8 * WORD_BYTES)
         wiring.connect(m, share.requests, wiring.flipped(self.requests))
-        wiring.connect(m, wiring.flipped(self.words), share.beats)
+        # Who takes a word knows late in a clock whether it does; the reader is told by a queue.
+        m.submodules.words = words = fifo.SyncFIFOBuffered(width=8 * WORD_BYTES, depth=2)
+        m.d.comb += [words.w_data.eq(self.words.payload), words.w_en.eq(self.words.valid),
+                     self.words.ready.eq(words.w_rdy)]
+        wiring.connect(m, words.r_stream, share.beats)
         for client, unit in zip(share.clients, (self.sequencer, self.step, self.load),
                                 strict=True):
             wiring.connect(m, unit.requests, client.requests)

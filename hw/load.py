@@ -92,8 +92,9 @@ class LoadUnit(wiring.Component):
         held, holding = Signal(8 * WORD_BYTES), Signal()
         issue = Signal()
         last_part = Signal(3)  # of a memory word
+        inside, complete = Signal(), Signal()  # elements are left; all words are taken
+        m.d.sync += last_part.eq(Array([0, 1, 7, 3])[kind])
         m.d.comb += [
-            last_part.eq(Array([0, 1, 7, 3])[kind]),
             self.requests.payload.address.eq(address),
             self.requests.payload.beats.eq(words),
             keep.addr.eq(Cat(part[:2], taken)), keep.data.eq(held.word_select(part[:2], 32)),
@@ -117,15 +118,18 @@ class LoadUnit(wiring.Component):
             with m.State("lanes"):
                 m.d.comb += self.lanes.valid.eq(1)
                 with m.If(self.lanes.ready):
-                    m.d.comb += self.done.eq(1)
-                    m.next = "idle"
+                    m.next = "told"
+            with m.State("told"):  # a clock later: the lanes' answers come late
+                m.d.comb += self.done.eq(1)
+                m.next = "idle"
             with m.State("row"):
                 index = Mux(load.index == Index.TOKEN, here.token, here.position)
                 m.d.sync += offset.eq(Mux(is_params, 0, index * load.stride))
                 m.next = "address"
             with m.State("address"):
                 m.d.sync += [address.eq(self.base + ((load.offset + offset) << _WORD)),
-                             taken.eq(0), part.eq(0), element.eq(0), holding.eq(0)]
+                             taken.eq(0), part.eq(0), element.eq(0), holding.eq(0),
+                             inside.eq(1), complete.eq(0)]
                 m.next = "ask"
                 with m.If(size == 0):
                     m.next = "next"
@@ -147,20 +151,19 @@ class LoadUnit(wiring.Component):
                             m.d.sync += taken.eq(0)
                             m.next = "codes"
             with m.State("codes"):
-                m.d.comb += issue.eq(holding & room & (element < size))
-                m.d.comb += self.words.ready.eq(~holding | (issue & (part == last_part))
-                                                | (holding & (element >= size)))
+                through = (issue & (part == last_part)) | ~inside  # the word that is held
+                m.d.comb += [issue.eq(holding & room & inside),
+                             self.words.ready.eq((~holding | through) & ~complete)]
                 with m.If(issue):
-                    m.d.sync += [part.eq(part + 1), element.eq(element + _IN_WORD)]
-                with m.If((issue & (part == last_part)) | (element >= size)):
+                    m.d.sync += [part.eq(part + 1), element.eq(element + _IN_WORD),
+                                 inside.eq(element + _IN_WORD < size)]
+                with m.If(through):
                     m.d.sync += [holding.eq(0), part.eq(0)]
-                with m.If(taken == code_words):
-                    m.d.comb += self.words.ready.eq(0)
-                    with m.If(~holding):
-                        m.next = "drain"
+                with m.If(complete & ~holding):
+                    m.next = "drain"
                 with m.If(self.words.valid & self.words.ready):
                     m.d.sync += [held.eq(self.words.payload), holding.eq(1), part.eq(0),
-                                 taken.eq(taken + 1)]
+                                 taken.eq(taken + 1), complete.eq(taken + 1 == code_words)]
             with m.State("drain"), m.If((flight == 0) & ~out.r_rdy & (out.level == 0)):
                 m.next = "next"
             with m.State("next"):

@@ -117,12 +117,14 @@ class Sequencer(wiring.Component):
             store.addr.eq(pc), store.data.eq(self.words.payload),
             fetch.addr.eq(pc),
             self.index.eq(pc),
-            legal.eq(_legal(word)),
             begin.eq(self.start | begun),
-            target.eq(Mux(opcode == isa.Sync.opcode, fields[isa.Sync].target, opcode[4:])),
             self.tokens.wait.eq(fields[isa.Sync].wait),
             self.tokens.release.eq(fields[isa.Sync].release),
         ]
+        m.d.sync += [  # a clock after the word
+            legal.eq(_legal(word) & (pc < self.instructions)),
+            resolved.eq(_resolved(word, registers)),
+            target.eq(Mux(opcode == isa.Sync.opcode, fields[isa.Sync].target, opcode[4:]))]
         for queue in self.queues:
             m.d.comb += [queue.payload.word.eq(resolved), queue.payload.index.eq(pc)]
 
@@ -155,10 +157,11 @@ class Sequencer(wiring.Component):
                 m.next = "decode"
             with m.State("decode"):
                 m.d.sync += word.eq(fetch.data)
+                m.next = "resolve"
+            with m.State("resolve"):
                 m.next = "check"
             with m.State("check"):
-                m.d.sync += resolved.eq(_resolved(word, registers))
-                with m.If(~legal | (pc >= self.instructions)):
+                with m.If(~legal):
                     m.d.comb += self.error.eq(Error.OPCODE)
                     m.next = "stopped"
                 with m.Elif(target == Queue.SYS):
@@ -197,10 +200,8 @@ class Sequencer(wiring.Component):
         for source, known in ((Count.REPEATS, self.repeats), (Count.HEAD, self.head),
                               (Count.WHOLE, ~self.halves), (Count.HALVES, self.halves)):
             passes = Mux(loop.source == source, known, passes)
-        m.d.comb += [
-            self.read.payload.eq(self.base + (step.offset << _WORD)),
-            count.eq(passes),
-        ]
+        m.d.comb += self.read.payload.eq(self.base + (step.offset << _WORD))
+        m.d.sync += count.eq(passes)
         with m.State("run"):
             m.next = "release"
             with m.Switch(opcode):

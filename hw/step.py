@@ -115,10 +115,12 @@ class StepTable(wiring.Component):
         m = Module()
         arch = self.arch
         header = Signal(HEADER)
-        first = Signal(8 * WORD_BYTES)  # of a row's or the header's two words
+        # A row's or the header's two words; the second is a row's.
+        first, last_word = Signal(8 * WORD_BYTES), Signal(8 * WORD_BYTES)
         second = Signal()
         at = Signal(range(arch.rows + 1))
-        bad = Signal()
+        bad, legal = Signal(), Signal()  # some row; the header
+        crowded, follows = Signal(), Signal()  # too many pages; a row of another's group
         address = Signal(ADDRESS_BITS)
         table = Array(self.table)
         entry, entries = Signal(range(arch.page_entries + 1)), Signal(POSITION_BITS)
@@ -131,11 +133,16 @@ class StepTable(wiring.Component):
             self.head.eq(header.head), self.slot_words.eq(header.slot_words),
             self.top_row.eq(at),
         ]
-        here = Signal(row_layout(arch))
+        here, held = Signal(row_layout(arch)), Signal(row_layout(arch))  # row ``at``, and later
         m.d.comb += here.eq(table[at])
-        record = data.View(ROW, Cat(first, self.words.payload))
+        m.d.sync += held.eq(here)
+        record = data.View(ROW, Cat(first, last_word))
         fresh, sound = self._row(m, record, table, at)
         pages = Signal(POSITION_BITS)
+        m.d.sync += [
+            legal.eq((header.rows >= 1) & (header.rows <= arch.rows) & (header.repeats >= 1)
+                     & (header.repeats < 1 << len(self.repeats))),
+            crowded.eq(bad | (entry + pages > arch.page_entries)), follows.eq(held.root != at)]
 
         with m.FSM():
             with m.State("idle"):
@@ -155,14 +162,14 @@ class StepTable(wiring.Component):
                     m.d.sync += [first.eq(self.words.payload), second.eq(1)]
                     with m.If(second):
                         m.d.sync += [header.eq(Cat(first, self.words.payload)), second.eq(0)]
-                        m.next = "check"
+                        m.next = "judge"
+            with m.State("judge"):
+                m.next = "check"
             with m.State("check"):
-                ok = ((header.rows >= 1) & (header.rows <= arch.rows) & (header.repeats >= 1)
-                      & (header.repeats < 1 << len(self.repeats)))
                 m.d.comb += self._ask(address + layout.STEP_HEADER.itemsize,
                                       header.rows * _ROW_WORDS)
-                m.d.comb += self.requests.valid.eq(ok)
-                with m.If(~ok):
+                m.d.comb += self.requests.valid.eq(legal)
+                with m.If(~legal):
                     m.d.comb += self.error.eq(1)
                     m.next = "idle"
                 with m.Elif(self.requests.ready):
@@ -170,31 +177,43 @@ class StepTable(wiring.Component):
             with m.State("rows"):
                 m.d.comb += self.words.ready.eq(1)
                 with m.If(self.words.valid):
-                    m.d.sync += [first.eq(self.words.payload), second.eq(~second)]
+                    m.d.sync += second.eq(~second)
                     with m.If(second):
-                        m.d.sync += [table[at].eq(fresh), bad.eq(bad | ~sound),
-                                     at.eq(Mux(is_last, 0, at + 1))]
-                        with m.If(fresh.root != at):
-                            m.d.sync += table[fresh.root].members.eq(
-                                table[fresh.root].members | (1 << at))
-                            with m.If(fresh.position > table[fresh.root].last):
-                                m.d.sync += table[fresh.root].last.eq(fresh.position)
-                        with m.If(is_last):
-                            m.next = "size"
+                        m.d.sync += last_word.eq(self.words.payload)
+                        m.next = "parent"
+                    with m.Else():
+                        m.d.sync += first.eq(self.words.payload)
+            with m.State("parent"):
+                m.next = "row"
+            with m.State("row"):
+                m.d.sync += [table[at].eq(fresh), bad.eq(bad | ~sound),
+                             at.eq(Mux(is_last, 0, at + 1))]
+                with m.If(fresh.root != at):
+                    m.d.sync += table[fresh.root].members.eq(
+                        table[fresh.root].members | (1 << at))
+                    with m.If(fresh.position > table[fresh.root].last):
+                        m.d.sync += table[fresh.root].last.eq(fresh.position)
+                m.next = "rows"
+                with m.If(is_last):
+                    m.next = "look up"
+            with m.State("look up"):
+                m.next = "size"
             with m.State("size"):
                 m.d.sync += [
-                    pages.eq(((here.last + self.repeats - 1) >> _PAGE) + 1),
-                    address.eq(self.base + ((header.pages + here.sequence * header.page_stride)
+                    pages.eq(((held.last + self.repeats - 1) >> _PAGE) + 1),
+                    address.eq(self.base + ((header.pages + held.sequence * header.page_stride)
                                             << ceil_log2(WORD_BYTES)))]
+                m.next = "count"
+            with m.State("count"):
                 m.next = "group"
             with m.State("group"):
                 m.d.sync += entries.eq(pages)
-                with m.If(bad | (entry + pages > arch.page_entries)):
+                with m.If(crowded):
                     m.d.comb += self.error.eq(1)
                     m.next = "idle"
-                with m.Elif(here.root != at):
+                with m.Elif(follows):
                     m.d.sync += at.eq(Mux(is_last, 0, at + 1))
-                    m.next = "size"
+                    m.next = "look up"
                     with m.If(is_last):
                         m.next = "tell"
                 with m.Else():
@@ -215,7 +234,7 @@ class StepTable(wiring.Component):
                              entries.eq(entries - 1)]
                 with m.If(entries == 1):
                     m.d.sync += at.eq(Mux(is_last, 0, at + 1))
-                    m.next = "size"
+                    m.next = "look up"
                     with m.If(is_last):
                         m.next = "tell"
                 with m.Elif(part == _SLOTS_IN_WORD - 1):
@@ -256,10 +275,10 @@ class StepTable(wiring.Component):
         bits = row_bits(arch)
         fresh, parent = Signal(row_layout(arch)), Signal(row_layout(arch))
         is_root, sound = Signal(), Signal()
+        m.d.sync += parent.eq(table[record.parent[:bits]])
         depth = Signal(range(arch.rows + 1))
         m.d.comb += [
             is_root.eq(record.parent[-1]),
-            parent.eq(table[record.parent[:bits]]),
             depth.eq(record.position - fresh.base),
             fresh.token.eq(record.token),
             fresh.position.eq(record.position),

@@ -117,7 +117,9 @@ class StoreUnit(wiring.Component):
         store = instruction_layout(isa.StoreRow)(word)
         is_top = word[:8] == isa.StoreTop.opcode
         wants = Array(entry.wants for entry in self.table)[row]
-        address, stride, sent = Signal(ADDRESS_BITS), Signal(24), Signal(BEATS_BITS)
+        address, stride = Signal(ADDRESS_BITS), Signal(24)
+        sent, total = Signal(BEATS_BITS), Signal(BEATS_BITS)  # beats of a row
+        m.d.sync += total.eq(Mux(is_top, _TOP_WORDS, store.size >> ceil_log2(_IN_WORD)))
         m.submodules.reader = reader = VectorReader(
             len(self.vector.payload), self.arch.vector_width)
         wiring.connect(m, reader.address, wiring.flipped(self.vector))
@@ -130,7 +132,7 @@ class StoreUnit(wiring.Component):
             reader.beats.eq(store.size >> ceil_log2(_IN_WORD)),
             stride.eq(Mux(is_top, _TOP_WORDS, store.stride)),
             self.requests.payload.address.eq(address),
-            self.requests.payload.beats.eq(Mux(is_top, _TOP_WORDS, reader.beats)),
+            self.requests.payload.beats.eq(total),
             self.beats.payload.data.eq(passive(
                 m, Mux(is_top, tops[:8 * WORD_BYTES], reader.words.payload))),
             self.beats.payload.strobe.eq(-1),
@@ -176,7 +178,7 @@ class StoreUnit(wiring.Component):
                 ]
                 with m.If(self.beats.valid & self.beats.ready):
                     m.d.sync += [sent.eq(sent + 1), tops.eq(tops >> 8 * WORD_BYTES)]
-                    with m.If(sent + 1 == self.requests.payload.beats):
+                    with m.If(sent + 1 == total):
                         m.d.sync += [row.eq(row + 1), address.eq(address + (stride << _WORD))]
                         m.next = "row"
             with m.State("finish"):

@@ -198,7 +198,7 @@ class Steps(wiring.Component):
         read, found = (Signal(HEADER_BITS, name=name, reset_less=True)
                        for name in ("read_header", "found_header"))
         has_read, has_found = Signal(), Signal()
-        count = Signal(5, reset_less=True)
+        count, rows_log2 = Signal(5, reset_less=True), Signal(2, reset_less=True)
         look, find, plan = Signal(), Signal(), Signal()
         m.d.comb += [
             plan.eq(has_found & ~self.has_next),  # `load` is known too late in a clock
@@ -216,22 +216,24 @@ class Steps(wiring.Component):
         with m.If(look):
             m.d.sync += read.eq(self.headers.word_select(self.looked[:4], HEADER_BITS))
         with m.If(find):
-            m.d.sync += [found.eq(read), count.eq(ones(read[:TILE_ROWS]))]
+            m.d.sync += [found.eq(read), count.eq(ones(read[:TILE_ROWS])),
+                         rows_log2.eq(self._rows_log2(read))]
         with m.If(plan):
-            m.d.sync += self.next.eq(self._planned(found, count, port.data))
+            m.d.sync += self.next.eq(self._planned(found, count, rows_log2, port.data))
         with m.If(self.load):
             m.d.sync += self.tile.eq(self.next)
 
-    def _planned(self, header, count, constants):
-        """Return a tile's layout from its header, its rows and the constants of its format."""
+    def _planned(self, header, count, rows_log2, constants):
+        """Return a tile's layout from its header, its rows and the constants of its format.
+
+        A bundle has ``2**rows_log2`` rows at most.
+        """
         m, planned = self.m, Signal.like(self.next, name="planned")
         names = range(1, self.shape.rows + 1)
         rest = Signal(3)  # rows of a bundle that is not full
         full, single, rows = Signal(5), Signal(), Signal(3)
-        # Not of the constants, which come late in a clock.
-        rows_log2 = Signal(2)
         m.d.comb += [
-            rows_log2.eq(self._rows_log2(header)), rows.eq(1 << rows_log2),
+            rows.eq(1 << rows_log2),
             rest.eq(count & (rows - 1)[:3]),
             full.eq(count >> rows_log2), single.eq(count <= rows),
             planned.present.eq(header[:TILE_ROWS]),
@@ -332,15 +334,7 @@ class Steps(wiring.Component):
         m.d.comb += [self.last_tile.eq(tiles_here == self.segment),
                      self.end_of_strip.eq(self.tiles <= SEGMENT_TILES)]
 
-        following = Signal.like(self.tiles)  # tiles left in the strip with the next segment
-        m.d.sync += following.eq(Mux(self.end_of_strip, self.groups, self.tiles - self.segment))
-
-        def segment_of(tiles):
-            """Of so many tiles left in the strip, up to sixteen are the next segment."""
-            many = tiles > SEGMENT_TILES
-            m.d.sync += [self.tiles.eq(tiles), self.segment.eq(Mux(many, SEGMENT_TILES, tiles))]
-            self._begin_headers(Mux(many, SEGMENT_TILES, Mux(
-                tiles < layout.TOTALS, layout.TOTALS, tiles))[:len(self.head_words)])
+        begin_segment = self._segments()
 
         def items(amount, each):
             """Next is a step of a section, of which so many are left, ``each`` bytes of one."""
@@ -361,7 +355,8 @@ class Steps(wiring.Component):
                         after()
 
         def after_positions():
-            self._next_size(Mux(self.load, self.first_size, self.size_of_codes))
+            comes = self.has_next & ~self.has_tile  # `load`, where no tile can end
+            self._next_size(Mux(comes, self.first_size, self.size_of_codes))
             m.next = "CODES"
 
         def after_zeros():
@@ -381,10 +376,16 @@ class Steps(wiring.Component):
                 start = self.start.payload
                 m.d.comb += self.start.ready.eq(1)
                 m.d.sync += [self.groups.eq(start.groups), self.group_log2.eq(start.group_log2),
-                             self.strips.eq(start.strips)]
-                segment_of(start.groups)
+                             self.strips.eq(start.strips), self.tiles.eq(0)]
                 with m.If(self.start.valid):
-                    m.next = "HEADERS"
+                    m.next = "COUNT"
+            with m.State("COUNT"):
+                m.next = "CUT"
+            with m.State("CUT"):
+                m.next = "BEGIN"
+            with m.State("BEGIN"):
+                begin_segment()
+                m.next = "HEADERS"
             with m.State("HEADERS"):  # at the start of a beat, as are the position codes
                 aligned = self.offset == 0
                 m.d.comb += [self.drop.eq(~aligned), self.coded_drop.eq(self.coded_offset != 0),
@@ -407,7 +408,7 @@ class Steps(wiring.Component):
                 with m.If(self.end_of_segment):
                     m.d.sync += [self.headed.eq(0), self.looked.eq(0)]
                     m.next = "HEADERS"
-                    segment_of(following)
+                    begin_segment()
                     with m.If(self.end_of_strip):
                         m.d.sync += self.strips.eq(self.strips - 1)
                         with m.If(self.strips == 1):
@@ -426,6 +427,26 @@ class Steps(wiring.Component):
                 m.d.sync += self.zero.eq(self.zero + self.count)
         with m.If(self.end_of_segment):
             m.d.sync += [tiles_here.eq(0), self.scale.eq(0), self.zero.eq(0)]
+
+    def _segments(self):
+        """Cut a strip's tiles into segments; return what begins the next one.
+
+        What that is is known two clocks after a segment begins: of the first of a strip, too.
+        """
+        m = self.m
+        left = Signal.like(self.tiles)  # in the strip with the next segment
+        tiles, count, words = Signal.like(left), Signal.like(self.segment), Signal.like(
+            self.head_words)
+        many = left > SEGMENT_TILES
+        m.d.sync += [
+            left.eq(Mux(self.end_of_strip, self.groups, self.tiles - self.segment)),
+            tiles.eq(left), count.eq(Mux(many, SEGMENT_TILES, left)),
+            words.eq(Mux(many, SEGMENT_TILES, Mux(left < layout.TOTALS, layout.TOTALS, left)))]
+
+        def begin():
+            m.d.sync += [self.tiles.eq(tiles), self.segment.eq(count)]
+            self._begin_headers(words)
+        return begin
 
     def _describe(self):
         """Put what is issued into the step's register."""
