@@ -34,8 +34,8 @@ class VectorBuffer(wiring.Component):
     reads : ``In(stream of address)``
         Another reader's, when the vector unit does not read. Both get their data on ``read_data``
         ``READ_LATENCY`` clocks after.
-    write : ``In(write_layout)``
-        The vector unit's, always granted; its mask is 0 when it does not write.
+    writing : ``In(1)``, write : ``In(write_layout)``
+        The vector unit's, always granted.
     writes : ``In(stream of write_layout)``
         Other writers'; the lower number goes first, if the vector unit does not write to the same
         memory in that clock.
@@ -48,7 +48,7 @@ class VectorBuffer(wiring.Component):
             "read_enable": In(1), "read_address": In(address), "read_data": Out(
                 32 * arch.vector_width),
             "reads": In(stream.Signature(address)),
-            "write": In(write_layout(arch)),
+            "writing": In(1), "write": In(write_layout(arch)),
             "writes": In(stream.Signature(write_layout(arch))).array(writers),
         })
 
@@ -69,7 +69,7 @@ class VectorBuffer(wiring.Component):
                 shape=32 * self.arch.vector_width, depth=-(-vector_words(self.arch) // 2),
                 passive=True)
             read, write = store.read_port(), store.write_port(granularity=32)
-            mine = self.write.mask.any() & (self.write.address[0] == odd)
+            mine = self.writing & (self.write.address[0] == odd)
             chosen = Signal(layout, name=f"chosen_{odd}")
             theirs = offered & (other.address[0] == odd)
             m.d.comb += [

@@ -183,7 +183,7 @@ class Core(wiring.Component):
             buffer.read_enable.eq(vector.read_enable),
             buffer.read_address.eq(vector.read_address),
             vector.read_data.eq(buffer.read_data), self.store.vector_data.eq(buffer.read_data),
-            buffer.write.address.eq(vector.write_address),
+            buffer.writing.eq(vector.writes), buffer.write.address.eq(vector.write_address),
             buffer.write.data.eq(vector.write_data), buffer.write.mask.eq(vector.write_mask),
             params.address.eq(vector.param_address), vector.param_data.eq(params.data),
             params.write.eq(self.load.params),

@@ -118,10 +118,8 @@ class LoadUnit(wiring.Component):
             with m.State("lanes"):
                 m.d.comb += self.lanes.valid.eq(1)
                 with m.If(self.lanes.ready):
-                    m.next = "told"
-            with m.State("told"):  # a clock later: the lanes' answers come late
-                m.d.comb += self.done.eq(1)
-                m.next = "idle"
+                    m.d.comb += self.done.eq(1)
+                    m.next = "idle"
             with m.State("row"):
                 index = Mux(load.index == Index.TOKEN, here.token, here.position)
                 m.d.sync += offset.eq(Mux(is_params, 0, index * load.stride))

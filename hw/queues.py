@@ -96,6 +96,7 @@ class IssueQueue(wiring.Component):
         command = data.View(COMMAND, queue.r_data)
         header = data.View(HEADER, command.word)
         busy, sync = Signal(), Signal()
+        ended = Signal()  # a clock after the unit's word, which comes from far
         ready = Signal()  # the command has its tokens
         m.d.comb += [
             queue.w_data.eq(self.commands.payload),
@@ -109,9 +110,10 @@ class IssueQueue(wiring.Component):
             self.idle.eq(~queue.r_rdy),
             self.active.eq(busy | self.unit.valid), self.runs.eq(busy),
         ]
+        m.d.sync += ended.eq(self.done)
         with m.If(busy):
-            m.d.comb += [self.tokens.give.eq(self.done), queue.r_en.eq(self.done)]
-            with m.If(self.done):
+            m.d.comb += [self.tokens.give.eq(ended), queue.r_en.eq(ended)]
+            with m.If(ended):
                 m.d.sync += busy.eq(0)
         with m.Elif(ready):
             m.d.comb += self.unit.valid.eq(1)

@@ -67,7 +67,7 @@ class Activate(wiring.Component):
     start : ``In(1)``
         One clock; ``command`` and ``rows`` hold from then until ``finished``.
     read_address, read_data : of the vector buffer
-    write_address, write_data, write_mask : ``Out``
+    writes : ``Out(1)``, write_address, write_data, write_mask : ``Out``
     finished : ``Out(1)``
         One clock, with the last write.
     """
@@ -78,7 +78,7 @@ class Activate(wiring.Component):
         super().__init__({
             "start": In(1), "command": In(COMMAND_BITS), "rows": In(range(arch.rows + 1)),
             "read_address": Out(address), "read_data": In(word),
-            "write_address": Out(address), "write_data": Out(word),
+            "writes": Out(1), "write_address": Out(address), "write_data": Out(word),
             "write_mask": Out(arch.vector_width), "finished": Out(1),
         })
 
@@ -125,7 +125,7 @@ class Activate(wiring.Component):
             p.input(busy, reset=True), p.input(busy & end, reset=True), p.input(target),
             p.input(mask), *results)
         m.d.comb += [
-            self.write_address.eq(target),
+            self.writes.eq(valid), self.write_address.eq(target),
             self.write_data.eq(Cat(*results).replicate(steps)),
             self.write_mask.eq(mask & valid.replicate(width)),
             self.finished.eq(ended),

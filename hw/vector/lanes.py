@@ -71,7 +71,7 @@ class Lanes(wiring.Component):
         What was asked for ``READ_LATENCY`` clocks earlier.
     group_word, scalar : ``In``
         Operands that are needed ``READ_LATENCY`` clocks after their step.
-    write_address, write_data, write_mask : ``Out``
+    writes : ``Out(1)``, write_address, write_data, write_mask : ``Out``
         Result of the step ``WRITE_STAGE`` clocks earlier.
     product : ``Out(32 * vector_width)``
         First product of the step ``PRODUCT_STAGE`` clocks earlier.
@@ -86,6 +86,7 @@ class Lanes(wiring.Component):
             "step": In(step_layout(arch)),
             "read_data": In(word), "param_data": In(word),
             "group_word": In(word), "scalar": In(32),
+            "writes": Out(1),
             "write_address": Out(address_bits(arch)), "write_data": Out(word),
             "write_mask": Out(arch.vector_width),
             "product": Out(word), "total": Out(32),
@@ -114,6 +115,7 @@ class Lanes(wiring.Component):
         write = p.apply(lambda write, mask: write.replicate(len(mask)) & mask,
                         tags["write"], tags["mask"], latency=0)
         m.d.comb += [
+            self.writes.eq(p.at(tags["write"], WRITE_STAGE)),
             self.write_address.eq(p.at(tags["target"], WRITE_STAGE)),
             self.write_data.eq(p.at(result, WRITE_STAGE)),
             self.write_mask.eq(p.at(write, WRITE_STAGE)),

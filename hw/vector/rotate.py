@@ -31,13 +31,17 @@ class Rotate(Sequencer):
         inside = Signal(16)  # word of the head
         last_head, more = Signal(), Signal()
         turned, turned_to = Signal(), Signal(step.target.shape())
-        source, cos = first_word(arch, insn.source), first_word(arch, insn.cos)
+        cos = first_word(arch, insn.cos)
+        # Of the row's words; two clocks before the first of them.
+        source, target = Signal.like(self.read_address), Signal.like(self.read_address)
+        m.d.sync += [source.eq(base + first_word(arch, insn.source)),
+                     target.eq(base + first_word(arch, insn.target))]
         m.d.comb += [
             inside.eq(Mux(insn.interleaved, (word << 1) + upper, word)),
             last_head.eq(head + 1 == insn.heads),
             more.eq(Mux(insn.interleaved, ((word + 1) << 1) < turning, word + 1 < half)),
-            self.read_address.eq(base + source + at + inside),
-            step.target.eq(base + first_word(arch, insn.target) + at + inside),
+            self.read_address.eq(source + at + inside),
+            step.target.eq(target + at + inside),
             # All elements. A bare constant would become `always @*` with nothing to wait for, which
             # a Verilog simulator never runs.
             step.mask.eq((insn.heads != 0).replicate(arch.vector_width)),
@@ -77,7 +81,7 @@ class Rotate(Sequencer):
                 m.next = "SECOND"
             with m.State("SECOND"):
                 m.d.comb += [step.operation.eq(Operation.TURN_FIRST), step.write.eq(1),
-                             self.read_address.eq(base + source + at + inside + half)]
+                             self.read_address.eq(source + at + inside + half)]
                 m.d.sync += [turned.eq(1), turned_to.eq(step.target + half),
                              head.eq(head + 1), at.eq(at + dim)]
                 m.next = "FIRST"
@@ -93,8 +97,8 @@ class Rotate(Sequencer):
                     m.next = "END"
             with m.State("REST"):
                 m.d.comb += [step.operation.eq(Operation.COPY), step.write.eq(1),
-                             self.read_address.eq(base + source + at + word),
-                             step.target.eq(base + first_word(arch, insn.target) + at + word)]
+                             self.read_address.eq(source + at + word),
+                             step.target.eq(target + at + word)]
                 m.d.sync += word.eq(word + 1)
                 with m.If(word + 1 == dim):
                     m.d.sync += [word.eq(turning), head.eq(head + 1), at.eq(at + dim)]

@@ -33,9 +33,9 @@ class VectorUnit(wiring.Component):
     read_address, read_enable, read_data : vector buffer
         Data comes ``READ_LATENCY`` clocks after the address, which is
         ``row * row_words + block * words_of_block + word``.
-    write_address, write_data, write_mask : vector buffer
-        A bit of the mask for each element; 0 is no write. An address issued in the next clock
-        reads it.
+    writes, write_address, write_data, write_mask : vector buffer
+        A bit of the mask for each element, 0 if nothing is written. An address issued in the next
+        clock reads it.
     param_address, param_data : parameter buffer, read only; as the vector buffer, without rows
     codes, scales : ``Out(codes_layout), Out(scales_layout)``
         Blocks of codes, and each group's scale at its first block, for the activation buffers.
@@ -50,7 +50,7 @@ class VectorUnit(wiring.Component):
             "commands": In(stream.Signature(COMMAND_BITS)), "done": Out(1),
             "rows": In(range(arch.rows + 1)),
             "read_address": Out(address), "read_enable": Out(1), "read_data": In(word),
-            "write_address": Out(address), "write_data": Out(word),
+            "writes": Out(1), "write_address": Out(address), "write_data": Out(word),
             "write_mask": Out(arch.vector_width),
             "param_address": Out(param_bits(arch)), "param_data": In(word),
             "codes": Out(codes_layout(arch)), "scales": Out(scales_layout(arch)),
@@ -90,9 +90,9 @@ class VectorUnit(wiring.Component):
             m.submodules[name] = DomainRenamer("shared")(unit)
         for unit in (lanes, activate, quantize, select_top):
             m.d.comb += unit.read_data.eq(self.read_data)
-        writer = Signal()  # only one of the two has anything to write
+        writer = activate.writes  # only one of the two has anything to write
         m.d.comb += [
-            writer.eq(activate.write_mask.any()),
+            self.writes.eq(activate.writes | lanes.writes),
             self.write_address.eq(Mux(writer, activate.write_address, lanes.write_address)),
             self.write_data.eq(Mux(writer, activate.write_data, lanes.write_data)),
             self.write_mask.eq(activate.write_mask | lanes.write_mask),

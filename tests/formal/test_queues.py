@@ -121,9 +121,9 @@ def _issue(component):
     bench.surround(dut, but=("done", "tokens"))
     tokens, unit = dut.tokens, dut.unit
     m.d.comb += tokens.present.eq(bench.free(1, "present"))
-    busy = Signal()
-    m.d.comb += dut.done.eq(bench.free(1, "ends") & busy)
-    m.d.sync += busy.eq(moves(unit) | (busy & ~dut.done))
+    busy, ended = Signal(), Signal()  # until a clock after its word
+    m.d.comb += dut.done.eq(bench.free(1, "ends") & busy & ~ended)
+    m.d.sync += [busy.eq(moves(unit) | (busy & ~ended)), ended.eq(dut.done)]
     taken, sync = Signal(), Signal()  # the head's tokens; it is a Sync
     header = data.View(HEADER, unit.payload)
     m.d.comb += sync.eq(header.opcode == isa.Sync.opcode)
@@ -133,7 +133,7 @@ def _issue(component):
     m.d.sync += taken.eq((taken | tokens.take) & ~tokens.give)
     # Each command takes its tokens once, before it starts, and gives its own once, as it ends.
     bench.must(~tokens.take | (tokens.present & ~taken & ~dut.idle))
-    bench.must(~tokens.give | (sync & tokens.take) | (taken & dut.done))
+    bench.must(~tokens.give | (sync & tokens.take) | (taken & ended))
     bench.must(~unit.valid | (~busy & ~sync & taken))
     bench.must(~taken | busy | unit.valid)
     bench.must(~(bench.past(taken & ~tokens.give)) | (bench.past(unit.payload) == unit.payload))
@@ -185,9 +185,9 @@ def test_waiting_command_starts_after_the_one_it_waits_for():
         dut = bench.add(IssueQueue(2))
         bench.surround(dut, but=("done", "tokens"))
         wiring.connect(m, dut.tokens, tokens.queues[at])
-        busy = Signal(name=f"busy_{at}")
-        m.d.comb += dut.done.eq(bench.free(1, "ends") & busy)
-        m.d.sync += busy.eq(moves(dut.unit) | (busy & ~dut.done))
+        busy, ended = Signal(name=f"busy_{at}"), Signal(name=f"ended_{at}")
+        m.d.comb += dut.done.eq(bench.free(1, f"ends_{at}") & busy & ~ended)
+        m.d.sync += [busy.eq(moves(dut.unit) | (busy & ~ended)), ended.eq(dut.done)]
         queues.append(dut)
     first, second = queues
     bench.assume(~first.commands.valid | (_header(first).release == 1 << 2))
@@ -195,12 +195,12 @@ def test_waiting_command_starts_after_the_one_it_waits_for():
     bench.assume(~second.commands.valid | (_header(second).release == 0))
     lie = bench.inside(tokens, "from1_to2")
     bench.assume(lie < isa.TOKEN_LIMIT)
-    ended, allowed, started = Signal(8), Signal(8), Signal(8)
-    m.d.sync += [ended.eq(ended + first.tokens.give), allowed.eq(allowed + second.tokens.take),
+    given, allowed, started = Signal(8), Signal(8), Signal(8)
+    m.d.sync += [given.eq(given + first.tokens.give), allowed.eq(allowed + second.tokens.take),
                  started.eq(started + moves(second.unit))]
-    bench.assume(ended < 255)
-    bench.must(allowed <= ended)
-    bench.must(~moves(second.unit) | (started < ended))
+    bench.assume(given < 255)
+    bench.must(allowed <= given)
+    bench.must(~moves(second.unit) | (started < given))
     bench.cover(started == 2)
     bench.check(10)
     bench.reach(12)
