@@ -6,7 +6,7 @@ from itertools import product
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from alula.hw import layout
 from alula.hw.choice import choose, ones
@@ -23,6 +23,8 @@ from alula.hw.lane.shape import (
 
 HEADER_BITS = sum(layout.HEADER_FIELDS.values())
 START = data.StructLayout({"groups": GROUPS_BITS, "group_log2": 4, "strips": STRIPS_BITS})
+# Rows of a full bundle and of a tile's last, its bundles, and whether that is the only one.
+_COUNTS = data.StructLayout({"rows": 3, "final": 3, "left": range(TILE_ROWS + 1), "single": 1})
 SUB_BITS = 2  # of the number of a step among those of its bundle
 
 
@@ -173,14 +175,20 @@ class Steps(wiring.Component):
         self._next_size(Mux(words > per_beat, layout.UNITS, self._units(
             words[:ceil_log2(per_beat + 1)], layout.HEADER_BYTES)))
 
-    def _next_size(self, size):
-        self.m.d.sync += [self.size.eq(size), self.rest.eq(layout.UNITS - size)]
+    def _next_size(self, size, rest=None):
+        rest = layout.UNITS - size if rest is None else rest
+        self.m.d.sync += [self.size.eq(size), self.rest.eq(rest)]
 
     def _units(self, count, each):
         """Return the units that so many of ``each`` bytes take."""
         unit = layout.unit_bytes(self.arch)
         return count * (each // unit) if each > unit else count + (unit // each - 1) >> ceil_log2(
             unit // each)
+
+    def _whole_units(self, count, each):
+        """Return the units that so many of ``each`` bytes fill."""
+        unit = layout.unit_bytes(self.arch)
+        return count * (each // unit) if each > unit else count >> ceil_log2(unit // each)
 
     def _tiles(self):
         """Look up the tiles of a segment, three ahead of the current one."""
@@ -198,7 +206,7 @@ class Steps(wiring.Component):
         read, found = (Signal(HEADER_BITS, name=name, reset_less=True)
                        for name in ("read_header", "found_header"))
         has_read, has_found = Signal(), Signal()
-        count, rows_log2 = Signal(5, reset_less=True), Signal(2, reset_less=True)
+        counts = Signal(_COUNTS, reset_less=True)
         look, find, plan = Signal(), Signal(), Signal()
         m.d.comb += [
             plan.eq(has_found & ~self.has_next),  # `load` is known too late in a clock
@@ -216,33 +224,38 @@ class Steps(wiring.Component):
         with m.If(look):
             m.d.sync += read.eq(self.headers.word_select(self.looked[:4], HEADER_BITS))
         with m.If(find):
-            m.d.sync += [found.eq(read), count.eq(ones(read[:TILE_ROWS])),
-                         rows_log2.eq(self._rows_log2(read))]
+            m.d.sync += found.eq(read)
+            self._count(counts, read)
         with m.If(plan):
-            m.d.sync += self.next.eq(self._planned(found, count, rows_log2, port.data))
+            m.d.sync += self.next.eq(self._planned(found, counts, port.data))
         with m.If(self.load):
             m.d.sync += self.tile.eq(self.next)
 
-    def _planned(self, header, count, rows_log2, constants):
-        """Return a tile's layout from its header, its rows and the constants of its format.
+    def _count(self, counts, header):
+        """Keep how a tile's rows make bundles."""
+        m = self.m
+        count, rows_log2 = Signal(5), Signal(2)
+        rows, rest = Signal(3), Signal(3)  # of a bundle, and of one that is not full
+        m.d.comb += [
+            count.eq(ones(header[:TILE_ROWS])), rows_log2.eq(self._rows_log2(header)),
+            rows.eq(1 << rows_log2), rest.eq(count & (rows - 1)[:3])]
+        m.d.sync += [
+            counts.rows.eq(rows), counts.single.eq(count <= rows),
+            counts.left.eq((count >> rows_log2) + ((rest != 0) | (count == 0))),
+            counts.final.eq(Mux((rest == 0) & (count != 0), rows, rest))]
 
-        A bundle has ``2**rows_log2`` rows at most.
-        """
+    def _planned(self, header, counts, constants):
+        """Return a tile's layout from its header, its bundles and the constants of its format."""
         m, planned = self.m, Signal.like(self.next, name="planned")
         names = range(1, self.shape.rows + 1)
-        rest = Signal(3)  # rows of a bundle that is not full
-        full, single, rows = Signal(5), Signal(), Signal(3)
+        single = counts.single
         m.d.comb += [
-            rows.eq(1 << rows_log2),
-            rest.eq(count & (rows - 1)[:3]),
-            full.eq(count >> rows_log2), single.eq(count <= rows),
             planned.present.eq(header[:TILE_ROWS]),
             planned.kept.eq(header[TILE_ROWS + 2:TILE_ROWS + 4]),
             planned.width.eq(header[TILE_ROWS + 4:TILE_ROWS + 6]),
             planned.zero_points.eq(header[-1]),
-            planned.left.eq(full + ((rest != 0) | (count == 0))),
-            planned.final_count.eq(Mux((rest == 0) & (count != 0), rows, rest)),
-            planned.first_count.eq(Mux(single, planned.final_count, rows)),
+            planned.left.eq(counts.left), planned.final_count.eq(counts.final),
+            planned.first_count.eq(Mux(single, counts.final, counts.rows)),
         ]
         m.d.comb += [planned[name].eq(constants[name])
                      for name in ("regions_log2", "last_chunk", "step", "used")]
@@ -251,7 +264,7 @@ class Steps(wiring.Component):
             whole, final, first = (planned[f"{name}{mine}" if mine else name]
                                    for name in ("whole", "final", "first"))
             m.d.comb += [whole.eq(by_rows[self.shape.rows]),
-                         final.eq(choose(planned.final_count, by_rows)),
+                         final.eq(choose(counts.final, by_rows)),
                          first.eq(Mux(single, final, whole))]
         return planned
 
@@ -336,12 +349,19 @@ class Steps(wiring.Component):
 
         begin_segment = self._segments()
 
-        def items(amount, each):
-            """Next is a step of a section, of which so many are left, ``each`` bytes of one."""
+        def items(amount, each, taken=0):
+            """Next is a step of a section: ``amount`` are left, less ``taken`` beats of them.
+
+            One has ``each`` bytes.
+            """
             most = beat // each
-            m.d.sync += [last.eq(amount <= most), empty.eq(amount == 0)]
-            self._next_size(Mux(amount > most, layout.UNITS,
-                                self._units(amount[:most.bit_length()], each)))
+            bits = exact_log2(most)
+            more = amount > most * (taken + 1)
+            m.d.sync += [last.eq(~more), empty.eq(amount == most * taken)]
+            here = Cat(amount[:bits], amount[bits] ^ taken)  # less than a beat, or a whole one
+            rest = (most - here)[:bits + 1]
+            self._next_size(Mux(more, layout.UNITS, self._units(here, each)), Mux(
+                more, 0, self._whole_units(rest, each)))
 
         def section(state, kind, amount, each, after):
             """Take a section of what is counted in ``amount``, ``each`` bytes of one."""
@@ -349,7 +369,7 @@ class Steps(wiring.Component):
                 m.d.comb += [self.kind.eq(kind), there.eq(1), nothing.eq(empty)]
                 with m.If(self.issue):
                     m.d.sync += [amount.eq(amount - beat // each), self.word.eq(self.word + 1)]
-                    items(amount - beat // each, each)
+                    items(amount, each, taken=1)
                     with m.If(last):
                         m.d.sync += self.word.eq(0)
                         after()
