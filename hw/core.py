@@ -147,12 +147,13 @@ class Core(wiring.Component):
         m.d.comb += [
             sequencer.start.eq(self.go), sequencer.program.eq(self.program),
             sequencer.instructions.eq(self.instructions), sequencer.base.eq(self.base),
-            sequencer.quiet.eq(quiet), self.ended.eq(sequencer.done),
+            sequencer.quiet.eq(quiet),
             sequencer.step_done.eq(step.done), sequencer.step_error.eq(step.error),
             sequencer.repeats.eq(step.repeats), sequencer.head.eq(step.head),
             sequencer.halves.eq(step.rows > isa.half(self.arch.rows)),
             step.base.eq(self.base), step.top_token.eq(self.vector.top_token),
         ]
+        m.d.sync += self.ended.eq(sequencer.done)  # not before an error is known
 
     def _memory(self, m):
         m.submodules.share = share = ReadShare(3, 8 * WORD_BYTES)
@@ -303,17 +304,32 @@ class Core(wiring.Component):
         ]
 
     def _errors(self, m):
-        """The first error, and the instruction at fault, a clock later."""
+        """The first error, and the instruction at fault, two clocks later."""
         load, store = self.queues[Queue.LD].index, self.queues[Queue.ST].index
-        causes = [
-            (self.sequencer.error != Error.NONE, self.sequencer.error, self.sequencer.index),
-            (self.load_error, Error.LOAD, Mux(self.queues[Queue.LD].idle, self.sequencer.index,
-                                              load)),
-            (self.store_error, Error.STORE, store),
-            *((lane.error, Error.LANE, lane.error_index) for lane in self.lanes),
-            (Cat(*(lane.write_error for lane in self.lanes)).any(), Error.LANE, store),
-        ]
+        causes = []
+        for name, happens, error, at in (
+                ("sequencer", self.sequencer.error != Error.NONE, self.sequencer.error,
+                 self.sequencer.index),
+                ("load", self.load_error, Error.LOAD, Mux(
+                    self.queues[Queue.LD].idle, self.sequencer.index, load)),
+                ("store", self.store_error, Error.STORE, store),
+                ("lane", Cat(lane.error for lane in self.lanes).any(), Error.LANE,
+                 self._first_index()),
+                ("lane_store", Cat(lane.write_error for lane in self.lanes).any(), Error.LANE,
+                 store)):
+            cause = [Signal(name=f"{name}_failed"), Signal(Error, name=f"{name}_error"),
+                     Signal(INDEX_BITS, name=f"{name}_index")]
+            m.d.sync += [part.eq(now) for part, now in zip(cause, (happens, error, at),
+                                                           strict=True)]
+            causes.append(cause)
         m.d.sync += [self.failed.eq(Error.NONE), self.failed_index.eq(self.sequencer.index)]
         for happened, error, index in reversed(causes):
             with m.If(happened):
                 m.d.sync += [self.failed.eq(error), self.failed_index.eq(index)]
+
+    def _first_index(self):
+        """Return the instruction of the first lane with an error."""
+        found = Const(0, INDEX_BITS)
+        for lane in reversed(self.lanes):
+            found = Mux(lane.error, lane.error_index, found)
+        return found

@@ -112,15 +112,16 @@ class Sequencer(wiring.Component):
         fields = {cls: instruction_layout(cls)(word) for cls in isa.INSTRUCTIONS.values()}
         opcode = fields[isa.Sync].opcode
         target = Signal(range(len(Queue)))
-        begun, begin = Signal(), Signal()  # a start whose request is not taken yet
+        begun, fits = Signal(), Signal()  # a start whose request is not taken yet; and may be made
         m.d.comb += [
             store.addr.eq(pc), store.data.eq(self.words.payload),
             fetch.addr.eq(pc),
             self.index.eq(pc),
-            begin.eq(self.start | begun),
             self.tokens.wait.eq(fields[isa.Sync].wait),
             self.tokens.release.eq(fields[isa.Sync].release),
         ]
+        m.d.sync += fits.eq((self.instructions != 0)
+                            & (self.instructions <= arch.program_instructions))
         m.d.sync += [  # a clock after the word
             legal.eq(_legal(word) & (pc < self.instructions)),
             resolved.eq(_resolved(word, registers)),
@@ -130,20 +131,18 @@ class Sequencer(wiring.Component):
 
         with m.FSM():
             with m.State("idle"):
-                m.d.sync += pc.eq(0)
-                fits = (self.instructions != 0) & (self.instructions <= arch.program_instructions)
+                m.d.sync += [pc.eq(0), begun.eq(self.start | (begun & fits & ~self.requests.ready))]
                 m.d.comb += [
                     self.requests.payload.address.eq(self.program),
                     self.requests.payload.beats.eq(self.instructions),
-                    self.requests.valid.eq(begin & fits),
+                    self.requests.valid.eq(begun & fits),
                 ]
-                m.d.sync += begun.eq(begin & fits & ~self.requests.ready)
                 m.d.sync += [register.eq(0) for register in registers]
-                with m.If(begin & ~fits):
+                with m.If(begun & ~fits):
                     m.next = "refuse"
-                with m.Elif(begin & self.requests.ready):
+                with m.Elif(begun & self.requests.ready):
                     m.next = "load"
-            with m.State("refuse"):  # a clock after the start, when errors are looked at
+            with m.State("refuse"):
                 m.d.comb += self.error.eq(Error.PROGRAM)
                 m.next = "stopped"
             with m.State("load"):

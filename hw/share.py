@@ -32,16 +32,21 @@ class ReadShare(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        chosen, free = Signal(range(self.count)), Signal()
+        chosen, granted = Signal(range(self.count)), Signal()  # whose request is the next
+        free = Signal()
         entry = data.StructLayout({"owner": range(self.count), "beats": BEATS_BITS})
         m.submodules.order = order = fifo.SyncFIFOBuffered(width=entry.size, depth=_PENDING)
         head = data.View(entry, order.r_data)
         taken = Signal(BEATS_BITS)  # beats of the head that went by
         entering = data.View(entry, order.w_data)
-        for at in reversed(range(self.count)):
-            with m.If(self.clients[at].requests.valid):
-                m.d.comb += chosen.eq(at)
-        m.d.comb += [free.eq(~self.requests.valid & order.w_rdy), entering.owner.eq(chosen)]
+        with m.If(~granted):  # in a clock of its own, so that no client waits for another's logic
+            for at in reversed(range(self.count)):
+                with m.If(self.clients[at].requests.valid):
+                    m.d.sync += [chosen.eq(at), granted.eq(1)]
+        with m.Elif(free):
+            m.d.sync += granted.eq(0)
+        m.d.comb += [free.eq(granted & ~self.requests.valid & order.w_rdy),
+                     entering.owner.eq(chosen)]
         with m.If(self.requests.ready):
             m.d.sync += self.requests.valid.eq(0)
         for at, client in enumerate(self.clients):

@@ -91,6 +91,7 @@ class PageWalk(wiring.Component):
         page_class = Array(Const(number, _CLASS) for number in layout.CLASS_ORDER)[leaf]
         here = Signal(row_layout(arch))
         later_root = Signal()  # some later row is a root
+        listed = Signal()  # the row is a root with a member
         half = (1 << isa.half(arch.rows)) - 1
         wanted = Signal(arch.rows)  # rows
         m.d.comb += wanted.eq(Mux(self.part == isa.Rows.FIRST, half,
@@ -135,11 +136,13 @@ class PageWalk(wiring.Component):
                 with m.Else():
                     m.next = "look up"
             with m.State("look up"):
+                m.next = "judge"
+            with m.State("judge"):
+                m.d.sync += listed.eq((here.root == row) & (here.members & wanted).any())
                 m.next = "item"
             with m.State("item"):
-                m.d.comb += self.items.valid.eq((here.root == row)
-                                                & (here.members & wanted).any())
-                with m.If(~self.items.valid):
+                m.d.comb += self.items.valid.eq(listed)
+                with m.If(~listed):
                     m.d.sync += row.eq(row + 1)
                     m.next = "look up"
                 with m.Elif(self.items.ready):
