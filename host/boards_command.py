@@ -18,17 +18,17 @@ from alula.host import vectors
 from alula.host.cards.found import cards_here, measured
 from alula.host.fits import fitting
 from alula.host.options import Json, Quiet
+from alula.host.predicted import CONTEXT, RECIPE, kept
 from alula.host.screen import Screen
 from alula.hw.arch import GIB, ArchConfig
 
-RECIPE, CONTEXT = "w4g128", 512  # what `alula boards` counts models with
 STAGES = 3  # of build.sh
 SELFTEST_STEPS = 5
 
 
 def boards(as_json: Json = False,
            ) -> None:
-    """List boards: their builds, tools, limits, and the models they hold, how fast at best."""
+    """List boards: their builds, tools, limits, and the models they hold, with their speeds."""
     screen = Screen(as_json=as_json)
     facts = [_facts(board) for board in BOARDS.values()]
     screen.table("Boards; none was verified on a card", (
@@ -36,12 +36,17 @@ def boards(as_json: Json = False,
         [tuple(fact[key] for key in ("board", "lanes", "clock_mhz", "lanes_gib", "tool",
                                      "runtime", "verified")) for fact in facts])
     for fact in facts:
-        models = ", ".join(f"{name} {rate:.{0 if rate > 99 else 1}f}"
-                           for name, rate in fact["fits"].items()) or "none"
         screen.text(f"\n{fact['title']}, {fact['part']}\n"
-                    f"  memory holds, of the known models at {RECIPE} with {CONTEXT} tokens, each "
-                    f"with the tokens/s that memory could feed at most (alula perf simulates): "
-                    f"{models}\n" + "".join(f"  {limit}\n" for limit in fact["limits"]))
+                    + "".join(f"  {limit}\n" for limit in fact["limits"]))
+        if fact["fits"]:
+            screen.table(f"{fact['board']}: known models that its memory holds, {RECIPE}, "
+                         f"{CONTEXT} tokens in the cache",
+                         ("model", "tokens/s", "memory's limit"),
+                         [(name, _rate(one["tokens_per_s"]), _rate(one["at_most"]))
+                          for name, one in fact["fits"].items()])
+            if fact["predicted"]:
+                screen.text(f"  tokens/s: predicted by the cycle model, {fact['predicted']}; alula "
+                            "perf predicts others\n")
     cards = cards_here()
     if cards:
         screen.table("Cards of this machine", (
@@ -54,8 +59,13 @@ def boards(as_json: Json = False,
                    "context": CONTEXT, "boards": facts})
 
 
+def _rate(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:.{0 if rate > 99 else 1}f}"
+
+
 def _facts(board: Board) -> dict[str, Any]:
-    arch = board.arch
+    arch, known = board.arch, kept().get(board.name)
+    rates = known["tokens_per_s"] if known else {}
     limits = [f"area: {describe(board, arch)}"]
     if shortage := board.shortage(arch):
         limits.append(shortage)
@@ -65,7 +75,10 @@ def _facts(board: Board) -> dict[str, Any]:
         "lanes_gib": arch.lanes * arch.channel_bytes / GIB, "control_gib": arch.control_bytes / GIB,
         "tool": f"{board.tool.name} {board.tool.versions}", "runtime": board.runtime,
         "verified": board.verified, "ports": board.ports(arch),
-        "fits": fitting(arch, parse(RECIPE), CONTEXT), "limits": [*limits, *board.limits],
+        "fits": {name: {"tokens_per_s": rates.get(name), "at_most": most}
+                 for name, most in fitting(arch, parse(RECIPE), CONTEXT).items()},
+        "predicted": f"{known['date']}, commit {known['commit']}" if known else None,
+        "limits": [*limits, *board.limits],
     }
 
 

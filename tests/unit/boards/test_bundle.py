@@ -23,7 +23,7 @@ from alula.boards.estimate import MEASURED, check_room, describe, estimate, lane
 from alula.boards.manifest import ManifestError
 from alula.boards.shell import SHELL_MODULE, shell
 from alula.compiler.recipe import parse
-from alula.host import vectors
+from alula.host import predicted, vectors
 from alula.host.boards_command import build as build_command
 from alula.host.fits import fitting, lane_bytes
 from alula.host.perf import shape_program
@@ -369,6 +369,13 @@ def test_fitting():
     assert "llama2-7b" in fitting(build("u50"), recipe, 512)
     assert fitting(PYNQ_Z2, recipe, 512) == {}
     assert fitting(replace(SIM, control_bytes=1 << 20), recipe, 512) == {}
+
+
+def test_predictions_are_of_models_that_fit_and_below_what_memory_feeds():
+    for name, entry in predicted.kept().items():
+        most = fitting(BOARDS[name].arch, parse(predicted.RECIPE), predicted.CONTEXT)
+        assert set(entry["tokens_per_s"]) <= set(most)
+        assert all(0 < rate < most[shape] for shape, rate in entry["tokens_per_s"].items())
 
 
 # The commands.
