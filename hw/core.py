@@ -31,14 +31,15 @@ _WORD = ceil_log2(WORD_BYTES)
 def fork(m, source, sinks, wanted=1):
     """Give a stream's payload to each sink once; it is taken when the last has taken it.
 
-    No sink waits for another: a sink may be ready only when it sees that something is valid.
+    No sink waits for another: a sink may be ready only when it sees that something is valid. The
+    source is told it may go on even when it offers nothing: what is valid is known late in a clock.
     ``wanted`` has a bit for each sink that takes part.
     """
     taken = Signal(len(sinks), name="taken")
     wanted = Cat(Const(wanted).replicate(len(sinks))) if isinstance(wanted, int) else wanted
     for at, sink in enumerate(sinks):
         m.d.comb += sink.valid.eq(source.valid & ~taken[at] & wanted[at])
-    now = taken | Cat(*(sink.valid & sink.ready for sink in sinks)) | ~wanted
+    now = taken | Cat(*(sink.ready for sink in sinks)) | ~wanted
     m.d.comb += source.ready.eq(now.all())
     with m.If(source.valid):
         m.d.sync += taken.eq(Mux(now.all(), 0, now & wanted))

@@ -91,22 +91,23 @@ class PageWalk(wiring.Component):
         page_class = Array(Const(number, _CLASS) for number in layout.CLASS_ORDER)[leaf]
         here = Signal(row_layout(arch))
         later_root = Signal()  # some later row is a root
-        listed = Signal()  # the row is a root with a member
         half = (1 << isa.half(arch.rows)) - 1
         wanted = Signal(arch.rows)  # rows
         m.d.comb += wanted.eq(Mux(self.part == isa.Rows.FIRST, half,
                                   Mux(self.part == isa.Rows.SECOND, ~half, -1)))
         top = self.top
         item = self.items.payload
-        begin, end = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
+        first_leaf, last_leaf = head << _CLASS, (head << _CLASS) + PAGE_CLASSES - 1
+        offers, end = Signal(), Signal()  # registers: who takes items decides by them at once
+        m.d.comb += [self.items.valid.eq(offers), item.end.eq(end)]
         m.d.sync += here.eq(choose(row, [entry.as_value() for entry in self.table]))
         m.d.comb += [
             later_root.eq(Cat((entry.root == at) & (at > row) & (at < self.rows)
                               & (entry.members & wanted).any()
                               for at, entry in enumerate(self.table)).any()),
             item.head.eq(head), item.leaf.eq(leaf),
-            item.low.eq(Mux(first > begin, first - begin, 0)),
-            item.high.eq(Mux(stop <= end, stop - 1 - begin, PAGE_CLASSES - 1)),
+            item.low.eq(Mux(first > first_leaf, first - first_leaf, 0)),
+            item.high.eq(Mux(stop <= last_leaf, stop - 1 - first_leaf, PAGE_CLASSES - 1)),
             item.index.eq(unit - first),
             item.root.eq(row), item.page.eq(page),
             item.tokens.eq(tokens_before(here.base, page)),
@@ -137,26 +138,26 @@ class PageWalk(wiring.Component):
                     m.next = "look up"
             with m.State("look up"):
                 m.next = "judge"
-            with m.State("judge"):
-                m.d.sync += listed.eq((here.root == row) & (here.members & wanted).any())
+            with m.State("judge"):  # whether the row is a root with a member
+                m.d.sync += offers.eq((here.root == row) & (here.members & wanted).any())
                 m.next = "item"
             with m.State("item"):
-                m.d.comb += self.items.valid.eq(listed)
-                with m.If(~listed):
+                with m.If(~offers):
                     m.d.sync += row.eq(row + 1)
                     m.next = "look up"
                 with m.Elif(self.items.ready):
                     m.d.sync += page.eq(page + PAGE_CLASSES)
                     with m.If(item.last):
-                        m.d.sync += [row.eq(row + 1), page.eq(page_class)]
+                        m.d.sync += [row.eq(row + 1), page.eq(page_class), offers.eq(0)]
                         m.next = "look up"
                     with m.If(item.unit_end):
                         m.d.sync += unit.eq(unit + 1)
                         m.next = "unit"
             with m.State("last"):  # until what is offered stays
+                m.d.sync += [offers.eq(1), end.eq(1)]
                 m.next = "end"
             with m.State("end"):
-                m.d.comb += [self.items.valid.eq(1), item.end.eq(1)]
                 with m.If(self.items.ready):
+                    m.d.sync += [offers.eq(0), end.eq(0)]
                     m.next = "idle"
         return m

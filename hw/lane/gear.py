@@ -1,6 +1,6 @@
 """A run of any length from the front of a stream of words, each clock."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -21,6 +21,8 @@ class Gear(wiring.Component):
         Bits that sizes are counted in.
     every_clock
         Take a word in every clock; else in every other one, which needs no path through here.
+    foreseen
+        What ``rest`` will be is known a clock before, so that whether it ``fits`` is soon known.
 
     Members
     -------
@@ -32,15 +34,20 @@ class Gear(wiring.Component):
         nothing to be added before it is known whether it ``fits``: is there.
     take : ``In(1)``
         It is taken in this clock; only if it ``fits``, or nothing if ``size`` is 0.
+    after, first : ``In``, begins : ``In(1)``; if ``foreseen``
+        The next clock's ``rest``: ``first`` if ``begins``, else ``after`` a take, else this one's.
     drop : ``In(1)``
         The rest of the first word is given up. Only while ``offset`` is not 0, without ``take``.
     ready : ``Out(1)``
         The first word is there.
     """
 
-    def __init__(self, bits, unit, *, every_clock=True):
+    def __init__(self, bits, unit, *, every_clock=True, foreseen=False):
         self.bits, self.units, self.every_clock = bits, bits // unit, every_clock
+        self.foreseen = foreseen
+        rest = In(range(self.units + 1))
         super().__init__({
+            **({"after": rest, "first": rest, "begins": In(1)} if foreseen else {}),
             "words": In(stream.Signature(bits)), "front": Out(2 * bits),
             "offset": Out(range(self.units)), "size": In(range(self.units + 1)),
             "rest": In(range(self.units + 1)), "fits": Out(1),
@@ -57,11 +64,18 @@ class Gear(wiring.Component):
             self.front.eq(Cat(first, second)), self.ready.eq(has_first),
             end.eq(added(self.offset, self.size) if self.units <= SHORT
                    else self.offset + self.size),
-            over.eq(self.offset >= self.rest), beyond.eq(self.offset > self.rest),
+            over.eq(self.offset >= self.rest),
             self.fits.eq(has_first & (has_second | ~beyond)),
             shift.eq(~has_first | self.drop | (self.take & over)),
             self.words.ready.eq(~has_second | (shift if self.every_clock else 0)),
         ]
+        if self.foreseen:
+            ends = end[:len(self.offset)]  # the next offset, after a take
+            m.d.sync += beyond.eq(~self.drop & Mux(
+                self.begins, Mux(self.take, ends > self.first, self.offset > self.first),
+                Mux(self.take, ends > self.after, beyond)))
+        else:
+            m.d.comb += beyond.eq(self.offset > self.rest)
         with m.If(self.take):
             m.d.sync += self.offset.eq(end)
         with m.Elif(self.drop):

@@ -112,6 +112,7 @@ class Steps(wiring.Component):
     size, rest : ``Out``, take, drop : ``Out(1)``; the first two are registers.
         The stream's :class:`alula.hw.lane.gear.Gear`, in units; ``head`` is its first word.
     coded_offset, coded_fits : ``In``; coded_size, coded_rest, coded_take, coded_drop : ``Out``
+    coded_after, coded_first, coded_begins : ``Out``
         That of the position codes, in bytes.
     step : ``Out(step_layout)``
         A register; it changes when ``enable``.
@@ -127,6 +128,8 @@ class Steps(wiring.Component):
             "coded_offset": In(range(coded)), "coded_fits": In(1),
             "coded_size": Out(range(coded + 1)), "coded_rest": Out(range(coded + 1)),
             "coded_take": Out(1), "coded_drop": Out(1),
+            "coded_after": Out(range(coded + 1)), "coded_first": Out(range(coded + 1)),
+            "coded_begins": Out(1),
             "step": Out(step_layout(shape))})
 
     def elaborate(self, platform):
@@ -306,16 +309,22 @@ class Steps(wiring.Component):
             with m.If(self.tile_codes):
                 self._next_size(size)
 
-        def take_coded(coded):
+        coded = Signal.like(tile.whole_coded)  # of the next bundle, if this tile has one
+        m.d.comb += [coded.eq(Mux(final_next, tile.final_coded, tile.whole_coded)),
+                     self.coded_after.eq(self.shape.beat_bytes - coded),
+                     self.coded_first.eq(self.shape.beat_bytes - ahead.first_coded),
+                     self.coded_begins.eq(self.load)]
+
+        def take_coded(coded, rest):
             m.d.sync += [self.coded_size.eq(coded), self.no_coded.eq(coded == 0),
-                         self.coded_rest.eq(self.shape.beat_bytes - coded)]
+                         self.coded_rest.eq(rest)]
 
         with m.If(self.issue & self.tile_codes):
             take(after, tile.step)
             m.d.sync += self.sub.eq(self.sub + 1)
         with m.If(self.bundle_done):
             take(Mux(final_next, tile.final, tile.whole), tile.step)
-            take_coded(Mux(final_next, tile.final_coded, tile.whole_coded))
+            take_coded(coded, self.coded_after)
             m.d.sync += [self.sub.eq(0), self.chunk.eq(self.chunk + 1)]
             with m.If(self.row_done):
                 m.d.sync += [self.chunk.eq(0), self.left.eq(self.left - 1),
@@ -325,7 +334,7 @@ class Steps(wiring.Component):
         m.d.comb += self.first_size.eq(Mux(ahead.first <= ahead.step, ahead.first, ahead.step))
         with m.If(self.load):
             take(ahead.first, ahead.step)
-            take_coded(ahead.first_coded)
+            take_coded(ahead.first_coded, self.coded_first)
             m.d.sync += [self.left.eq(ahead.left), self.count.eq(ahead.first_count),
                          self.done.eq(0), self.chunk.eq(0), self.sub.eq(0)]
 

@@ -116,7 +116,8 @@ class Unpacker(wiring.Component):
         beat_bits = 8 * shape.beat_bytes
         unit = beat_bits // layout.UNITS
         m.submodules.gear = gear = Gear(beat_bits, unit)
-        m.submodules.coded_gear = coded = Gear(beat_bits, 8, every_clock=False)
+        m.submodules.coded_gear = coded = Gear(beat_bits, 8, every_clock=False,
+                                               foreseen=True)
         most = SEGMENT_TILES * layout.positions_bytes(TILE_ROWS, max(numerics.GROUPS), 8,
                                                       self.arch)
         m.submodules.coded_words = self.coded_words = words = WordQueue(
@@ -130,7 +131,8 @@ class Unpacker(wiring.Component):
             steps.coded_offset.eq(coded.offset), steps.coded_fits.eq(coded.fits),
             gear.rest.eq(steps.rest), coded.rest.eq(steps.coded_rest),
             coded.size.eq(steps.coded_size), coded.take.eq(steps.coded_take),
-            coded.drop.eq(steps.coded_drop),
+            coded.drop.eq(steps.coded_drop), coded.after.eq(steps.coded_after),
+            coded.first.eq(steps.coded_first), coded.begins.eq(steps.coded_begins),
         ]
         return (delayed(m, self._coarse(gear.front, gear.offset, COARSE_UNITS_LOG2, beat_bits,
                                         unit), 1, self.room),

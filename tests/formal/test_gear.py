@@ -19,6 +19,12 @@ def _gear(gear):
     units = gear.units
     valid, word = bench.free(1), bench.free(gear.bits)
     take, drop, size = bench.free(1), bench.free(1), bench.free(len(gear.size))
+    if gear.foreseen:  # sizes are as foretold
+        after, first = (bench.free(len(size), name) for name in ("after", "first"))
+        begins, rest = bench.free(1, "begins"), Signal.like(gear.rest, init=units - 1)
+        bench.assume((after < units) & (first < units) & (size == units - rest))
+        m.d.comb += [gear.after.eq(after), gear.first.eq(first), gear.begins.eq(begins)]
+        m.d.sync += rest.eq(Mux(begins, first, Mux(take, after, rest)))
     m.d.comb += [gear.words.valid.eq(valid), gear.words.payload.eq(word), gear.take.eq(take),
                  gear.drop.eq(drop), gear.size.eq(size), gear.rest.eq(units - size)]
     bench.assume((size != 0) & (size <= units))
@@ -49,9 +55,9 @@ def _gear(gear):
     return bench
 
 
-@pytest.mark.parametrize("every_clock", [False, True])
-def test_gear_gives_what_came(every_clock):
-    bench = _gear(Gear(UNITS, 1, every_clock=every_clock))
+@pytest.mark.parametrize("every_clock, foreseen", [(False, False), (True, False), (False, True)])
+def test_gear_gives_what_came(every_clock, foreseen):
+    bench = _gear(Gear(UNITS, 1, every_clock=every_clock, foreseen=foreseen))
     bench.check(9)
     bench.reach(9)
 
