@@ -14,7 +14,7 @@ from alula.compiler.graph import Codes
 from alula.compiler.recipe import parse
 from alula.compiler.shapes import SHAPES, Zeros, decoder
 from alula.host.device import GoldenDevice
-from alula.host.perf import Model
+from alula.host.perf import PASSES, Model
 from alula.host.session import Row, Session
 from alula.hw import isa
 from alula.hw.arch import build
@@ -46,7 +46,7 @@ class Random(Zeros):
 
 @pytest.mark.slow
 def test_layer_of_llama():
-    shape = replace(SHAPES["llama2-7b"], layers=2, vocab=512)
+    shape = replace(SHAPES["llama2-7b"], layers=PASSES, vocab=512)
     program = compile_graph(decoder(shape, Random(parse("w4g128")), CONTEXT + 64), build("u55c"),
                             Options(context=CONTEXT + 64, sequences=1))
     hardware = Model(program, timing=False)
