@@ -193,7 +193,7 @@ class Softmax(wiring.Component):
         for name, bank in banks.items():
             m.submodules[name] = bank
         largest = self._score(m, known, accepted, scored, banks)
-        peaks, tree = self._weigh(m, known, scored, weighed, banks, largest)
+        peaks, tree = self._weigh(m, known, accepted, scored, weighed, banks, largest)
         self._quantize(m, known, weighed, banks, peaks, tree)
         return m
 
@@ -241,10 +241,10 @@ class Softmax(wiring.Component):
                      scored.eq(scored + result.en)]
         return largest
 
-    def _weigh(self, m, known, scored, weighed, banks, largest):
+    def _weigh(self, m, known, accepted, scored, weighed, banks, largest):
         """Weights, and their product with the values' scales; return largest product and peaks.
 
-        A token every other clock.
+        A token every other clock, counted from the first query's: so layers alike take as long.
         """
         query, top = known.read_port(domain="comb"), largest.read_port(domain="comb")
         scores, scales = banks["scores"].read_port(), banks["value_scales"].read_port()
@@ -252,7 +252,7 @@ class Softmax(wiring.Component):
         turn, running, issuing = Signal(), Signal(), Signal()
         issued = Signal.like(self.finished)
         bank = issued[:_BANK]
-        m.d.sync += turn.eq(~turn)
+        m.d.sync += turn.eq(~turn & (accepted != self.finished))
         m.d.comb += [query.addr.eq(bank), top.addr.eq(bank), issuing.eq(running & ~turn),
                      scores.addr.eq(Cat(token, bank))]
         scalar = Pipe(m)
