@@ -42,7 +42,8 @@ def boards(as_json: Json = False,
             screen.table(f"{fact['board']}: known models that its memory holds, {RECIPE}, "
                          f"{CONTEXT} tokens in the cache",
                          ("model", "tokens/s", "memory's limit"),
-                         [(name, _rate(one["tokens_per_s"]), _rate(one["at_most"]))
+                         [(name, _rate(one["tokens_per_s"]) if one["runs"] else "buffers too small",
+                           _rate(one["at_most"]))
                           for name, one in fact["fits"].items()])
             if fact["predicted"]:
                 screen.text(f"  tokens/s: predicted by the cycle model, {fact['predicted']}; alula "
@@ -75,7 +76,8 @@ def _facts(board: Board) -> dict[str, Any]:
         "lanes_gib": arch.lanes * arch.channel_bytes / GIB, "control_gib": arch.control_bytes / GIB,
         "tool": f"{board.tool.name} {board.tool.versions}", "runtime": board.runtime,
         "verified": board.verified, "ports": board.ports(arch),
-        "fits": {name: {"tokens_per_s": rates.get(name), "at_most": most}
+        "fits": {name: {"tokens_per_s": rates.get(name), "at_most": most,
+                        "runs": rates.get(name, most) is not None}
                  for name, most in fitting(arch, parse(RECIPE), CONTEXT).items()},
         "predicted": f"{known['date']}, commit {known['commit']}" if known else None,
         "limits": [*limits, *board.limits],

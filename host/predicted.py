@@ -20,6 +20,7 @@ from alula.compiler.shapes import SHAPES
 from alula.host.fits import fitting
 from alula.host.perf import Model, measure, memory_of, shape_program
 from alula.hw.arch import ArchConfig
+from alula.sim.rtl.limits import LimitError
 
 RECIPE, CONTEXT = "w4g128", 512
 KEPT = Path(__file__).with_suffix(".json")
@@ -28,7 +29,8 @@ KEPT = Path(__file__).with_suffix(".json")
 def kept() -> dict[str, dict[str, Any]]:
     """Return by board the ``date`` and ``commit`` of its figures, and ``tokens_per_s`` by model.
 
-    Those are of one sequence with ``CONTEXT`` tokens in its cache.
+    Those are of one sequence with ``CONTEXT`` tokens in its cache; ``None`` if a build's buffers
+    are too small for the model.
     """
     found: dict[str, dict[str, Any]] = json.loads(KEPT.read_text())
     return found
@@ -44,16 +46,20 @@ def predict(arch: ArchConfig, name: str) -> float:
 def main(boards: Annotated[list[str], typer.Argument(help=f"Of {', '.join(BOARDS)}.")]) -> None:
     """Simulate each known model that each board holds, and keep the figures."""
     console = Console()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=KEPT.parent,
+                            capture_output=True, text=True, check=True).stdout.strip()
     for name in boards:
         arch = find(name).arch
-        rates = {}
+        rates: dict[str, float | None] = {}
         for shape in fitting(arch, parse(RECIPE), CONTEXT):
-            rates[shape] = round(predict(arch, shape), 1)
-            console.print(f"{name} {shape}: {rates[shape]} tokens/s")
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=KEPT.parent,
-                                capture_output=True, text=True, check=True).stdout.strip()
-        entry = {"date": date.today().isoformat(), "commit": commit, "tokens_per_s": rates}
-        KEPT.write_text(json.dumps(kept() | {name: entry}, indent=2) + "\n")
+            try:
+                rates[shape] = round(predict(arch, shape), 1)
+                console.print(f"{name} {shape}: {rates[shape]} tokens/s")
+            except LimitError as error:
+                rates[shape] = None
+                console.print(f"{name} {shape}: {error}")
+            entry = {"date": date.today().isoformat(), "commit": commit, "tokens_per_s": rates}
+            KEPT.write_text(json.dumps(kept() | {name: entry}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
